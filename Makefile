@@ -1,0 +1,41 @@
+# make demo: compress, evaluate and export a network for 8x8 digits, from a bare checkout.
+# make test, make lint: what .ci/run runs, in an environment that is kept.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CORE := $(VENV)/.core-installed
+DEV := $(VENV)/.dev-installed
+
+.PHONY: venv dev demo test lint clean
+
+venv: $(CORE)
+
+dev: $(DEV)
+
+demo: $(CORE)
+	$(BIN)/python examples/digits_demo.py --out demo
+
+test: $(DEV)
+	$(BIN)/python -m pytest
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find tfmot_atmc tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are newer than pyproject.toml once its dependencies are installed.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(CORE): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(DEV): pyproject.toml $(CORE)
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
