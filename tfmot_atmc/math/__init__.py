@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Projections, codebooks and size accounting in plain TensorFlow and NumPy."""
+
+from tfmot_atmc.math.clustering import ZeroKMeans, assign_to_codebook, zero_kmeans
+from tfmot_atmc.math.optimal import optimal_zero_kmeans
+from tfmot_atmc.math.projection import l0_masks, project_l0
+from tfmot_atmc.math.sizes import MatrixSize, ModelSize, entropy_bits, measure, paper_bits
+
+__all__ = [
+    "MatrixSize",
+    "ModelSize",
+    "ZeroKMeans",
+    "assign_to_codebook",
+    "entropy_bits",
+    "l0_masks",
+    "measure",
+    "optimal_zero_kmeans",
+    "paper_bits",
+    "project_l0",
+    "zero_kmeans",
+]

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a compressed model weighs: the ATMC paper's metric and an entropy bound.
+
+The paper counts codes and codebooks of the nonzeros and nothing else. The entropy bound adds the
+positions of the nonzeros and lets codes have any length, so it is what a perfect coder would need.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+_FLOAT_BITS = 32
+
+
+def paper_bits(nonzeros: int, distinct: int, bits: int) -> int:
+    """Bits of one matrix by the size metric of ATMC (Gui et al., 2019, Sec. 4).
+
+    Args:
+      nonzeros: number of nonzero entries n.
+      distinct: number of distinct nonzero values q.
+      bits: the code width the model was trained for; 32 means "not quantised".
+
+    Returns:
+      `n * ceil(log2 q) + 32 * q`, or raw floats `32 * n` where the codes would not pay
+      (`2**ceil(log2 q) >= n`) or `bits` is 32.
+
+    Raises:
+      ValueError: negative counts, more distinct values than nonzeros, or `bits` outside 1..32.
+
+    Example:
+
+    >>> paper_bits(1000, 201, 8), paper_bits(200, 200, 8), paper_bits(1000, 201, 32)
+    (14432, 6400, 32000)
+    """
+    if nonzeros < 0 or not 0 <= distinct <= nonzeros or (nonzeros and not distinct):
+        raise ValueError(
+            "Expected 0 <= distinct <= nonzeros, and distinct >= 1 if there are nonzeros; "
+            f"got nonzeros={nonzeros}, distinct={distinct}."
+        )
+    if not 1 <= bits <= _FLOAT_BITS:
+        raise ValueError(f"`bits` must be in 1..32, got {bits}.")
+    if bits == _FLOAT_BITS or nonzeros == 0:
+        return _FLOAT_BITS * nonzeros
+    width = (distinct - 1).bit_length()
+    if 2**width >= nonzeros:
+        return _FLOAT_BITS * nonzeros
+    return nonzeros * width + _FLOAT_BITS * distinct
+
+
+def entropy_bits(size: int, nonzeros: int, code_counts: Iterable[int]) -> float:
+    """Lower bound in bits on positions and codes of one matrix, its codebook not included.
+
+    Args:
+      size: number of entries of the matrix.
+      nonzeros: number of nonzero entries.
+      code_counts: how often each distinct nonzero value occurs; sums to `nonzeros`.
+
+    Returns:
+      `log2(size choose nonzeros) + nonzeros * H(codes)`.
+
+    Raises:
+      ValueError: inconsistent counts.
+
+    Example:
+
+    >>> round(entropy_bits(4, 2, [1, 1]), 6)  # log2(6) + 2 * 1
+    4.584963
+    """
+    return _position_bits(size, nonzeros) + _code_bits(nonzeros, code_counts)
+
+
+def _position_bits(size: int, nonzeros: int) -> float:
+    if not 0 <= nonzeros <= size:
+        raise ValueError(f"Expected 0 <= nonzeros <= size, got {nonzeros} and {size}.")
+    choices = math.lgamma(size + 1) - math.lgamma(nonzeros + 1) - math.lgamma(size - nonzeros + 1)
+    return max(choices, 0.0) / math.log(2.0)
+
+
+def _code_bits(nonzeros: int, code_counts: Iterable[int]) -> float:
+    counts = np.asarray(list(code_counts), np.float64)
+    if np.any(counts < 0) or counts.sum() != nonzeros:
+        raise ValueError(
+            f"`code_counts` must be >= 0 and sum to nonzeros={nonzeros}, sum is {counts.sum():g}."
+        )
+    counts = counts[counts > 0]
+    return float(np.sum(counts * np.log2(nonzeros / counts))) if nonzeros else 0.0
+
+
+@dataclass(frozen=True)
+class MatrixSize:
+    """Size of one matrix. All sizes are in bits.
+
+    Attributes:
+      name: name of the matrix.
+      size: number of entries.
+      nonzeros: number of nonzero entries.
+      distinct: number of distinct nonzero values.
+      paper_bits: `paper_bits(nonzeros, distinct, bits)`.
+      position_bits: entropy bound on the positions of the nonzeros.
+      code_bits: entropy bound on the codes of the nonzeros.
+      codebook_bits: 32 for each distinct nonzero value.
+    """
+
+    name: str
+    size: int
+    nonzeros: int
+    distinct: int
+    paper_bits: int
+    position_bits: float
+    code_bits: float
+    codebook_bits: int
+
+    @property
+    def entropy_bits(self) -> float:
+        """Positions, codes and codebook together; never more than positions and raw floats."""
+        values = min(self.code_bits + self.codebook_bits, float(_FLOAT_BITS * self.nonzeros))
+        return self.position_bits + values
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Sizes of all measured matrices of a model.
+
+    Attributes:
+      matrices: one `MatrixSize` per matrix, in the order given.
+      dense_weights: number of weights of the dense model that ratios refer to.
+    """
+
+    matrices: tuple[MatrixSize, ...]
+    dense_weights: int
+
+    @property
+    def nonzeros(self) -> int:
+        """Nonzero entries over all matrices."""
+        return sum(matrix.nonzeros for matrix in self.matrices)
+
+    @property
+    def paper_bits(self) -> int:
+        """Total of the paper's metric in bits."""
+        return sum(matrix.paper_bits for matrix in self.matrices)
+
+    @property
+    def paper_bytes(self) -> int:
+        """Total of the paper's metric in bytes, rounded up."""
+        return -(-self.paper_bits // 8)
+
+    @property
+    def paper_ratio(self) -> float:
+        """Paper's metric over 32 bits for each dense weight."""
+        return self.paper_bits / (_FLOAT_BITS * self.dense_weights)
+
+    @property
+    def entropy_bits(self) -> float:
+        """Total of positions, codes and codebooks in bits."""
+        return math.fsum(matrix.entropy_bits for matrix in self.matrices)
+
+    @property
+    def entropy_bytes(self) -> int:
+        """Total of positions, codes and codebooks in bytes, rounded up."""
+        return math.ceil(self.entropy_bits / 8)
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row per matrix and a last row named "total", for any table printer."""
+        rows: list[dict[str, Any]] = [
+            {
+                "name": matrix.name,
+                "size": matrix.size,
+                "nonzeros": matrix.nonzeros,
+                "distinct": matrix.distinct,
+                "paper_bits": matrix.paper_bits,
+                "position_bits": matrix.position_bits,
+                "code_bits": matrix.code_bits,
+                "codebook_bits": matrix.codebook_bits,
+                "entropy_bits": matrix.entropy_bits,
+            }
+            for matrix in self.matrices
+        ]
+        keys = list(rows[0])[1:] if rows else []
+        total = {"name": "total", **{key: sum(row[key] for row in rows) for key in keys}}
+        return [*rows, total]
+
+
+def measure(
+    matrices: Mapping[str, np.ndarray], bits: int = 32, *, dense_weights: int | None = None
+) -> ModelSize:
+    """Measures the stored matrices of a model.
+
+    Args:
+      matrices: name -> array, e.g. the U, V and C of each layer (without identities and biases).
+      bits: the code width the model was trained for; 32 means "not quantised".
+      dense_weights: number of kernel weights of the dense model, for ratios. Default: the number
+        of entries measured.
+
+    Returns:
+      A `ModelSize`.
+
+    Example:
+
+    >>> size = measure({"kernel": np.array([[0., 2., 2.], [2., 2., 5.]])}, bits=8)
+    >>> size.nonzeros, size.paper_bits, size.paper_bytes
+    (5, 69, 9)
+    """
+    sizes = []
+    for name, matrix in matrices.items():
+        array = np.asarray(matrix)
+        kept = array[array != 0]
+        _, counts = np.unique(kept, return_counts=True)
+        sizes.append(
+            MatrixSize(
+                name=name,
+                size=array.size,
+                nonzeros=kept.size,
+                distinct=counts.size,
+                paper_bits=paper_bits(kept.size, counts.size, bits),
+                position_bits=_position_bits(array.size, kept.size),
+                code_bits=_code_bits(kept.size, counts),
+                codebook_bits=_FLOAT_BITS * counts.size,
+            )
+        )
+    entries = sum(size.size for size in sizes)
+    return ModelSize(tuple(sizes), entries if dense_weights is None else dense_weights)
