@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The base class of all attacks: arguments, checks, seeds, and one trace per model."""
+
+from __future__ import annotations
+
+import types
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfmot_atmc.attacks.outputs import (
+    cross_entropy,
+    is_sparse,
+    logits_function,
+    logits_of,
+    looks_like_probabilities,
+)
+from tfmot_atmc.attacks.problem import Leaves, Problem
+from tfmot_atmc.attacks.values import ordered_bounds, plain, radius
+
+__all__ = ["Attack", "logits_of", "looks_like_probabilities"]
+
+Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+# Pixels that went through a float32 resize or normalisation may leave [0, 1] by this much.
+_BOUNDS_SLACK = 1e-6
+
+
+class _Compiled(NamedTuple):
+    function: Callable[..., list[tf.Tensor]]
+    num_classes: int | None
+
+
+class Attack:
+    """Searches, within a small ball around each input, for one that the model gets wrong.
+
+    A new attack is a subclass with one method, `_perturb(problem, seed)`, and a `get_config` that
+    adds its own arguments. The instance is called as `attack(model, x, y)`: eagerly on arrays or
+    tensors, within a `tf.function`, or within `tf.function(jit_compile=True)`. Called eagerly, it
+    traces once per model and kind of input and keeps the trace as long as the model lives.
+    Treat an instance as immutable.
+
+    Args:
+        epsilon: Radius of the l-infinity ball in input units (8/255 for pixels in `[0, 1]`), a
+            scalar or one value a channel, that is along the last axis of every floating input.
+        bounds: Pair `(low, high)` of the least and greatest legal input; scalars, values a
+            channel, or None for no bound.
+        seed: Seed of all randomness; the same seed gives the same result.
+        loss: Callable `(y, logits) -> [batch]` to be maximised; None is the cross-entropy.
+
+    Raises:
+        ValueError: `epsilon` is negative or not finite, or `bounds` is not an ordered pair.
+    """
+
+    def __init__(
+        self,
+        *,
+        epsilon: Any,
+        bounds: tuple[Any, Any] | None = (0.0, 1.0),
+        seed: int = 0,
+        loss: Loss | None = None,
+    ) -> None:
+        self.epsilon = radius(epsilon, "epsilon")
+        self.bounds = ordered_bounds(bounds)
+        if loss is not None and not callable(loss):
+            raise TypeError(f"`loss` must be a callable (y, logits) -> [batch]. Received {loss!r}.")
+        self.seed = int(seed)
+        self.loss = loss
+        self._traces: weakref.WeakKeyDictionary[Any, dict[Any, _Compiled]]
+        self._traces = weakref.WeakKeyDictionary()
+
+    def __call__(self, model: Callable[..., Any], x: Any, y: Any, *, seed: Any = None) -> Any:
+        """Returns adversarial inputs.
+
+        Args:
+            model: Keras model, or any callable from inputs to logits `[batch, classes]`. A final
+                softmax is looked through where it can be found (`logits_of`).
+            x: Array or tensor, or a nest of them, batch first. Only floating ones are perturbed.
+            y: Class indices `[batch]` or `[batch, 1]`, or one-hot or soft labels
+                `[batch, classes]`; which one is told from the rank and the last axis.
+            seed: None for the attack's own seed, an int, or an integer tensor of shape `[2]`,
+                such as (seed, step) in a train step.
+
+        Returns:
+            Nest like `x`, without gradient: in the bounds exactly, and within `epsilon` of `x`
+            to the rounding of its dtype.
+
+        Raises:
+            ValueError: eagerly, `x` holds a NaN or leaves the bounds, or a label is out of range.
+                In a graph values cannot be looked at: call `check_inputs` on one batch before.
+        """
+        x = tf.nest.map_structure(tf.convert_to_tensor, x)
+        y = tf.convert_to_tensor(y)
+        seed = self._as_seed(seed)
+        is_sparse(y)
+        if not tf.executing_eagerly():
+            return self._attack(self._problem(model, x, y), seed)
+        self.check_inputs(x)
+        compiled = self._compiled(model, x, y)
+        _check_labels(y, compiled.num_classes)
+        leaves = compiled.function(tuple(tf.nest.flatten(x)), y, seed)
+        return tf.nest.pack_sequence_as(x, leaves)
+
+    def _perturb(self, problem: Problem, seed: tf.Tensor) -> Leaves:
+        """Returns the perturbed leaves; the one method a new attack must write.
+
+        Args:
+            problem: Loss, gradients and projection; `problem.x` are the clean leaves.
+            seed: Integer tensor `[2]`; derive others from it by `fold_in`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement `_perturb`.")
+
+    def check_inputs(self, x: Any) -> None:
+        """Raises ValueError where concrete floating inputs hold NaNs or leave the bounds.
+
+        Args:
+            x: Nest of arrays or eager tensors.
+        """
+        low, high = self.bounds
+        for leaf in tf.nest.flatten(x):
+            value = np.asarray(leaf)
+            if not tf.as_dtype(value.dtype).is_floating or not value.size:
+                continue
+            value = value.astype(np.promote_types(value.dtype, np.float32), copy=False)
+            least, greatest = value.min(), value.max()
+            if not (np.isfinite(least) and np.isfinite(greatest)):
+                raise ValueError("The inputs of an attack must be finite. Received NaN or inf.")
+            below = low is not None and (value < low - _BOUNDS_SLACK).any()
+            above = high is not None and (value > high + _BOUNDS_SLACK).any()
+            if below or above:
+                raise ValueError(
+                    f"The inputs span [{least:g}, {greatest:g}] but the bounds are "
+                    f"({plain(low)}, {plain(high)}). Rescale the inputs, or pass "
+                    f"`bounds=({least:g}, {greatest:g})` or the true legal range, with `epsilon` "
+                    "in the same units."
+                )
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments as plain Python values (a custom loss as itself)."""
+        low, high = self.bounds
+        return {
+            "epsilon": plain(self.epsilon),
+            "bounds": (plain(low), plain(high)),
+            "seed": self.seed,
+            "loss": self.loss,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Attack:
+        """Returns the attack whose `get_config` gave `config`."""
+        return cls(**config)
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())
+        return f"{type(self).__name__}({arguments})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Traces belong to this process and this instance: copies and pickles start without.
+        return _rebuild, (type(self), self.get_config())
+
+    def _problem(self, model: Callable[..., Any], x: Any, y: tf.Tensor) -> Problem:
+        return Problem(
+            logits_function(model),
+            x,
+            y,
+            epsilon=self.epsilon,
+            bounds=self.bounds,
+            loss=self.loss or cross_entropy,
+        )
+
+    def _attack(self, problem: Problem, seed: tf.Tensor) -> Any:
+        leaves = problem.x
+        if self.epsilon.any():
+            leaves = [tf.stop_gradient(leaf) for leaf in self._perturb(problem, seed)]
+        return problem.pack(leaves)
+
+    def _as_seed(self, seed: Any) -> tf.Tensor:
+        seed = tf.cast(tf.convert_to_tensor(self.seed if seed is None else seed), tf.int64)
+        if seed.shape.rank == 0:
+            return tf.stack([seed, tf.zeros([], tf.int64)])
+        if seed.shape.as_list() != [2]:
+            raise ValueError(f"`seed` must be an int or of shape [2]. Received {seed.shape}.")
+        return seed
+
+    def _compiled(self, model: Callable[..., Any], x: Any, y: tf.Tensor) -> _Compiled:
+        """Returns the trace for this model and kind of input, for any batch size.
+
+        The trace refers to the model weakly, so that keeping it keeps no model alive.
+        """
+        owner = model.__self__ if isinstance(model, types.MethodType) else model
+        reference: Callable[[], Any]
+        try:
+            traces = self._traces.setdefault(owner, {})
+            reference = weakref.ref(model) if owner is model else weakref.WeakMethod(model)
+        except TypeError:  # Neither hashable nor weakly referable: trace anew at each call.
+            traces, reference = {}, (lambda: model)
+        signature = tf.nest.map_structure(_any_batch, (x, y))
+        # Kernels replaced in place make a trace stale; their variables give it away.
+        variables = tuple(id(variable) for variable in getattr(owner, "variables", ()))
+        key = (getattr(model, "__func__", None), repr(self), repr(signature), variables)
+        if key not in traces:
+            traces[key] = self._trace(reference, *signature)
+        return traces[key]
+
+    def _trace(self, reference: Callable[[], Any], x_spec: Any, y_spec: Any) -> _Compiled:
+        problems: list[Problem] = []
+
+        def run(inputs: tuple[tf.Tensor, ...], y: tf.Tensor, seed: tf.Tensor) -> list[tf.Tensor]:
+            problem = self._problem(reference(), tf.nest.pack_sequence_as(x_spec, inputs), y)
+            problems.append(problem)
+            return tf.nest.flatten(self._attack(problem, seed))
+
+        function = tf.function(run, autograph=False).get_concrete_function(
+            tuple(tf.nest.flatten(x_spec)), y_spec, tf.TensorSpec([2], tf.int64)
+        )
+        num_classes = problems[-1].num_classes
+        problems.clear()
+        return _Compiled(function, num_classes)
+
+
+def _any_batch(tensor: tf.Tensor) -> tf.TensorSpec:
+    if tensor.shape.rank == 0:
+        raise ValueError("Inputs must have a leading batch axis. Received a scalar.")
+    return tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype)
+
+
+def _rebuild(cls: type[Attack], config: dict[str, Any]) -> Attack:
+    return cls.from_config(config)
+
+
+def _check_labels(y: tf.Tensor, num_classes: int | None) -> None:
+    """Raises where concrete sparse labels are not class indices of a `num_classes` model."""
+    labels = np.asarray(y)
+    if not labels.size or not is_sparse(y):
+        return
+    least, greatest = labels.min(), labels.max()
+    if not least >= 0 or (num_classes is not None and not greatest < num_classes):
+        raise ValueError(
+            f"Labels must be class indices in [0, {num_classes or 'classes'}). Received values "
+            f"from {least} to {greatest}."
+        )

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attacks by name, and attacks as plain dictionaries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tfmot_atmc.attacks.base import Attack
+from tfmot_atmc.attacks.fgsm import FGSM
+from tfmot_atmc.attacks.pgd import PGD
+
+__all__ = ["get", "serialize"]
+
+_ATTACKS: dict[str, type[Attack]] = {"fgsm": FGSM, "pgd": PGD}
+
+
+def get(identifier: Any, **arguments: Any) -> Attack:
+    """Returns an attack from its name, its serialised form, or itself.
+
+    Args:
+        identifier: An `Attack`; a name such as `"pgd"`, in any case; or a dict
+            `{"class_name": name, "config": arguments}`.
+        **arguments: Constructor arguments, with a name only.
+
+    Returns:
+        An `Attack`.
+
+    Raises:
+        ValueError: the name is unknown.
+        TypeError: `identifier` is of another type, or a required argument is missing.
+
+    Example:
+    >>> get("fgsm", epsilon=0.1).epsilon
+    array(0.1)
+    >>> get(serialize(get("PGD", epsilon=0.1, steps=3))).steps
+    3
+    """
+    if isinstance(identifier, Attack):
+        if arguments:
+            raise TypeError(f"Arguments {sorted(arguments)} do not apply to an existing attack.")
+        return identifier
+    if isinstance(identifier, dict) and "class_name" in identifier:
+        return _class(identifier["class_name"]).from_config(
+            {**identifier.get("config", {}), **arguments}
+        )
+    if isinstance(identifier, str):
+        return _class(identifier)(**arguments)
+    raise TypeError(
+        "An attack must be an Attack, a name or a dict with 'class_name' and 'config'. "
+        f"Received {identifier!r}."
+    )
+
+
+def serialize(attack: Attack) -> dict[str, Any]:
+    """Returns `{"class_name", "config"}`, ready for JSON, from which `get` makes the same attack.
+
+    Raises:
+        ValueError: the attack has a custom loss, which has no plain form.
+    """
+    config = attack.get_config()
+    if config.get("loss") is not None:
+        raise ValueError(
+            f"{type(attack).__name__} has the custom loss {config['loss']!r}, which cannot be "
+            "serialised. Rebuild the attack in code, or use `loss=None`."
+        )
+    return {"class_name": type(attack).__name__, "config": config}
+
+
+def _class(name: str) -> type[Attack]:
+    if name.lower() not in _ATTACKS:
+        raise ValueError(f"Unknown attack {name!r}. Known: {', '.join(sorted(_ATTACKS))}.")
+    return _ATTACKS[name.lower()]
