@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The networks of the papers, as plain Keras models that return logits.
+
+Every builder takes images of floats in [0, 1]; a normalisation, where one is wanted, is a layer of
+the model, so that an attack's epsilon means the same for every network.
+
+Example:
+
+>>> from tfmot_atmc import models
+>>> model = models.get("lenet", seed=0)
+>>> models.count_kernel_weights(model)
+430500
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from tfmot_atmc.models.common import FanInUniform, SubsampleShortcut
+from tfmot_atmc.models.counting import count_kernel_weights, count_macs
+from tfmot_atmc.models.lenet import lenet, small_cnn
+from tfmot_atmc.models.resnet import (
+    cifar_resnet,
+    resnet,
+    resnet18,
+    resnet20,
+    resnet34,
+    resnet50,
+    resnet56,
+    resnet101,
+)
+from tfmot_atmc.models.wide_resnet import wide_resnet, wide_resnet_16_8
+
+__all__ = [
+    "FanInUniform",
+    "SubsampleShortcut",
+    "cifar_resnet",
+    "count_kernel_weights",
+    "count_macs",
+    "get",
+    "lenet",
+    "names",
+    "resnet",
+    "resnet101",
+    "resnet18",
+    "resnet20",
+    "resnet34",
+    "resnet50",
+    "resnet56",
+    "small_cnn",
+    "wide_resnet",
+    "wide_resnet_16_8",
+]
+
+_BUILDERS: dict[str, Callable[..., keras.Model]] = {
+    "lenet": lenet,
+    "resnet101": resnet101,
+    "resnet18": resnet18,
+    "resnet20": resnet20,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+    "resnet56": resnet56,
+    "small_cnn": small_cnn,
+    "wide_resnet_16_8": wide_resnet_16_8,
+}
+
+
+def names() -> list[str]:
+    """Returns the names that `get` knows, sorted.
+
+    Example:
+
+    >>> "lenet" in names()
+    True
+    """
+    return sorted(_BUILDERS)
+
+
+def get(name: str, **kwargs: Any) -> keras.Model:
+    """Builds a network by name.
+
+    Args:
+        name: One of `names()`.
+        **kwargs: Passed to the builder, such as `input_shape`, `num_classes` or `seed`.
+
+    Returns:
+        The model, not compiled, returning logits unless `classifier_activation` says otherwise.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if name not in _BUILDERS:
+        raise ValueError(f"Unknown model {name!r}. Known models: {', '.join(names())}.")
+    return _BUILDERS[name](**kwargs)
