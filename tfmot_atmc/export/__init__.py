@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Export of Keras models to sparse .tflite files that run in the stock interpreter."""
+
+from tfmot_atmc.export.conversion import ExportError
+from tfmot_atmc.export.interpreter import TFLiteModel, measure_latency
+from tfmot_atmc.export.report import ExportReport, TensorSummary, format_tensors, inspect_tflite
+from tfmot_atmc.export.tflite import export_tflite
+
+__all__ = [
+    "ExportError",
+    "ExportReport",
+    "TFLiteModel",
+    "TensorSummary",
+    "export_tflite",
+    "format_tensors",
+    "inspect_tflite",
+    "measure_latency",
+]

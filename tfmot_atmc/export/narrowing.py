@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rewrites wide dense layers as convolutions, so that indices fit in one byte.
+
+The input coordinate of a dense layer with more than 256 inputs needs two bytes per kept weight. The
+same product is a convolution of an image of one row and `k` columns with a kernel of that size:
+the inputs `[batch, k * c]` become `[batch, 1, k, c]`, the weights `[units, k * c]` become
+`[units, 1, k, c]`, without moving a value, and every index is below 256.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from tfmot_atmc.export import flatbuffer
+
+_BUILTIN = schema.BuiltinOperator
+_LARGEST_BYTE_SIZE = 256
+_MOST_COLUMNS = 64
+_NUM_INPUTS = 3
+
+
+def split_shape(model: Any, subgraph: Any, operator: Any) -> tuple[int, int, int, int] | None:
+    """Returns the shape of the convolution kernel that a dense layer's weight can become.
+
+    Args:
+        model: The `ModelT`.
+        subgraph: One of its subgraphs.
+        operator: An operator of the subgraph.
+
+    Returns:
+        `(units, 1, k, c)` with the smallest `k` for which `c` is at most 256; None if the operator
+        is not a plain dense layer with a static batch, a bias and more than 256 inputs, or if its
+        number of inputs has no such divisor.
+    """
+    if flatbuffer.builtin_code(model, operator) != _BUILTIN.FULLY_CONNECTED:
+        return None
+    # The convolution kernel insists on a bias, and a bias of zeros would cost what is saved.
+    if len(operator.inputs) != _NUM_INPUTS or min(operator.inputs) < 0:
+        return None
+    source, weight, _ = (subgraph.tensors[int(index)] for index in operator.inputs)
+    result = subgraph.tensors[int(operator.outputs[0])]
+    # Nothing says that the batch is static but the absence of a shape signature with -1.
+    dynamic = any(
+        tensor.shapeSignature is not None and min(tensor.shapeSignature) < 0
+        for tensor in (source, result)
+    )
+    if dynamic or len(source.shape) != 2 or len(result.shape) != 2 or len(weight.shape) != 2:
+        return None
+    units, inputs = (int(size) for size in weight.shape)
+    if inputs <= _LARGEST_BYTE_SIZE or int(source.shape[1]) != inputs:
+        return None
+    for columns in range(2, _MOST_COLUMNS + 1):
+        if inputs % columns == 0 and inputs // columns <= _LARGEST_BYTE_SIZE:
+            return units, 1, columns, inputs // columns
+    return None
+
+
+def is_split(model: Any, subgraph: Any, operator: Any) -> bool:
+    """Tells whether an operator is a dense layer whose weight took a convolution's shape."""
+    dense = flatbuffer.builtin_code(model, operator) == _BUILTIN.FULLY_CONNECTED
+    return dense and len(subgraph.tensors[int(operator.inputs[1])].shape) == 4
+
+
+def as_convolution(model: Any, subgraph: Any, operator: Any) -> list[Any]:
+    """Returns reshape, convolution and reshape in the place of a dense layer.
+
+    Args:
+        model: The `ModelT`; operator codes and buffers are added.
+        subgraph: The subgraph; tensors are added.
+        operator: The dense layer, for which `is_split` holds.
+
+    Returns:
+        The operators in the order in which they run; the last has the dense layer's output.
+    """
+    source, weight, bias = (int(index) for index in operator.inputs)
+    result = int(operator.outputs[0])
+    batch, units = (int(size) for size in subgraph.tensors[result].shape)
+    _, _, columns, channels = (int(size) for size in subgraph.tensors[weight].shape)
+    image_shape = (batch, 1, columns, channels)
+    image = flatbuffer.add_tensor(subgraph, image_shape, schema.TensorType.FLOAT32)
+    product = flatbuffer.add_tensor(subgraph, (batch, 1, 1, units), schema.TensorType.FLOAT32)
+    convolution = flatbuffer.add_operator(model, _BUILTIN.CONV_2D, [image, weight, bias], product)
+    options = schema.Conv2DOptionsT()
+    options.padding = schema.Padding.VALID
+    options.strideW = options.strideH = 1
+    options.fusedActivationFunction = operator.builtinOptions.fusedActivationFunction
+    convolution.builtinOptionsType = schema.BuiltinOptions.Conv2DOptions
+    convolution.builtinOptions = options
+    return [
+        _reshape(model, subgraph, source, image, image_shape),
+        convolution,
+        _reshape(model, subgraph, product, result, (batch, units)),
+    ]
+
+
+def _reshape(model: Any, subgraph: Any, source: int, target: int, shape: tuple[int, ...]) -> Any:
+    buffer = flatbuffer.add_buffer(model, np.array(shape, np.int32))
+    sizes = flatbuffer.add_tensor(subgraph, (len(shape),), schema.TensorType.INT32, buffer=buffer)
+    return flatbuffer.add_operator(model, _BUILTIN.RESHAPE, [source, sizes], target)
