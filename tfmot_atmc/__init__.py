@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compression with adversarial robustness for Keras 3.
+
+`compress` wraps a Keras model, `fit` trains it under attack and under constraints,
+`strip_compression` gives a plain Keras model back, `export_tflite` writes and checks a small
+.tflite file, and `evaluate_robustness` says what it withstands.
+
+The packages: `attacks`, `callbacks`, `constraints`, `datasets`, `evaluation`, `export`, `kernels`,
+`math`, `methods`, `models`.
+"""
+
+from tfmot_atmc import (
+    attacks,
+    callbacks,
+    constraints,
+    datasets,
+    evaluation,
+    export,
+    kernels,
+    math,
+    methods,
+    models,
+    objectives,
+    recipes,
+)
+from tfmot_atmc.compression import compress, compression_scope, strip_compression
+from tfmot_atmc.evaluation import evaluate_robustness
+from tfmot_atmc.export import export_tflite
+from tfmot_atmc.version import __version__
+
+__all__ = [
+    "__version__",
+    "attacks",
+    "callbacks",
+    "compress",
+    "compression_scope",
+    "constraints",
+    "datasets",
+    "evaluate_robustness",
+    "evaluation",
+    "export",
+    "export_tflite",
+    "kernels",
+    "math",
+    "methods",
+    "models",
+    "objectives",
+    "recipes",
+    "strip_compression",
+]

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the trainable factors of a model must satisfy.
+
+A constraint projects, penalises and finally enforces; it knows variables, not layers. Several
+constraints on the same factors act together inside one train step.
+"""
+
+from tfmot_atmc.constraints.base import Constraint, Factor
+from tfmot_atmc.constraints.codebook import Codebook
+from tfmot_atmc.constraints.schedules import (
+    BudgetSchedule,
+    ConstantBudget,
+    CubicBudget,
+    PruningScheduleBudget,
+    get_schedule,
+)
+from tfmot_atmc.constraints.sparsity import GlobalSparsity, GradientGrowth
+
+__all__ = [
+    "BudgetSchedule",
+    "Codebook",
+    "ConstantBudget",
+    "Constraint",
+    "CubicBudget",
+    "Factor",
+    "GlobalSparsity",
+    "GradientGrowth",
+    "PruningScheduleBudget",
+    "get_schedule",
+]

@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a layer's kernel is made from trainable tensors.
+
+A `Kernel` turns a few tensors (its *factors*) into the one tensor a layer multiplies with. It
+knows tensors only: no layers, no constraints, no training.
+"""
+
+from tfmot_atmc.kernels.base import Kernel, PlainKernel
+from tfmot_atmc.kernels.factorized import FactorizedKernel
+from tfmot_atmc.kernels.thin import thin_conv2d
+
+__all__ = ["FactorizedKernel", "Kernel", "PlainKernel", "thin_conv2d"]

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel interface, and the kernel that is its own only factor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+
+
+class Kernel:
+    """How one layer's kernel is composed from trainable factors.
+
+    A kernel names its factors, says how a trained dense kernel becomes their starting values, and
+    composes them back. The factor called `main` has the kernel's own shape and lives in the
+    layer's own variable; the others are new variables.
+
+    Subclasses override `initial_values` and `compose`.
+    """
+
+    main: str = "W"
+    """Name of the factor that lives in the layer's own kernel variable."""
+
+    growable: frozenset[str] = frozenset({"W"})
+    """Names of the factors in which growth by gradient may open new entries."""
+
+    def initial_values(self, kernel: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the factors that compose to `kernel`.
+
+        Args:
+            kernel: array of any shape, the trained dense kernel in Keras layout (output channels
+                last).
+
+        Returns:
+            A dict of factor name to array; `self.main` comes first and has `kernel`'s shape.
+        """
+        raise NotImplementedError
+
+    def compose(self, factors: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Returns the kernel, a tensor of the main factor's shape and dtype."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class PlainKernel(Kernel):
+    """A kernel that is its own only factor, `W`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> kernel = PlainKernel()
+    >>> kernel.initial_values(np.eye(2))["W"].shape
+    (2, 2)
+    """
+
+    main = "W"
+    growable = frozenset({"W"})
+
+    def initial_values(self, kernel: np.ndarray) -> dict[str, np.ndarray]:
+        return {"W": np.asarray(kernel)}
+
+    def compose(self, factors: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        return tf.convert_to_tensor(factors["W"])

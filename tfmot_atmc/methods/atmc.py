@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ATMC: factorised kernels under one budget of nonzeros and one codebook a matrix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tfmot_atmc.constraints import (
+    Codebook,
+    Constraint,
+    GlobalSparsity,
+    GradientGrowth,
+    get_schedule,
+)
+from tfmot_atmc.kernels import FactorizedKernel, Kernel, PlainKernel
+from tfmot_atmc.methods.base import Method
+
+
+class ATMC(Method):
+    """Adversarially trained model compression: W = (U + I)V + C, l0 budget, codebooks.
+
+    All U, V and C of all layers share one budget of nonzeros, kept by projection at every step;
+    with `bits` below 32 every one of them takes at most 2^bits distinct nonzero values.
+
+    Args:
+        ratio: final nonzeros as a ratio of the dense kernels' parameters, in (0, 1].
+        k: final nonzeros; give `ratio` or `k`.
+        bits: b, in 1..16, or 32 for no quantisation.
+        schedule: how the budget shrinks: `"cubic"` (the default: it decides robustness at small
+            budgets), `"constant"` (the paper's, at once), a `BudgetSchedule` or a TFMOT
+            `PruningSchedule`, whose final sparsity takes the place of `ratio`.
+        growth: None, or a `GradientGrowth`, which opens entries in V and U: under a global
+            magnitude threshold alone U and C stay all but empty.
+        algorithm: how the codebook is trained: `"shared"` or `"admm"` (the paper's).
+        codebook_begin: step (int) or fraction of the planned steps (float) at which the codebook
+            starts to act.
+        rho: weight of the ADMM penalty.
+        interval: steps between two ADMM updates.
+        grid: None, or n to confine the codebooks to integers in [-n, n] times one scale.
+
+    Raises:
+        ValueError: if a value is out of range.
+
+    Source: Gui et al., "Model Compression with Adversarial Robustness: A Unified Optimization
+    Framework", NeurIPS 2019, algorithm 1.
+
+    Example:
+
+    >>> ATMC(ratio=0.01, bits=8).get_config()["bits"]
+    8
+    """
+
+    def __init__(
+        self,
+        ratio: float | None = None,
+        k: int | None = None,
+        bits: int = 32,
+        schedule: Any = "cubic",
+        growth: GradientGrowth | None = None,
+        algorithm: str = "shared",
+        codebook_begin: int | float = 0.75,
+        rho: float = 0.1,
+        interval: int = 10,
+        grid: int | None = None,
+    ):
+        self.ratio, self.k, self.bits = ratio, k, bits
+        self.schedule = get_schedule(schedule)
+        self.growth = growth
+        self.algorithm, self.codebook_begin = algorithm, codebook_begin
+        self.rho, self.interval, self.grid = rho, interval, grid
+        self.constraints()  # refuses values out of range now, not at the first step
+
+    def kernel_for(self, factorizable: bool) -> Kernel:
+        return FactorizedKernel() if factorizable else PlainKernel()
+
+    def constraints(self) -> list[Constraint]:
+        sparsity = GlobalSparsity(self.ratio, self.k, self.schedule, self.growth)
+        if self.bits == 32:
+            return [sparsity]
+        codebook = Codebook(
+            self.bits, self.algorithm, self.codebook_begin, self.rho, self.interval, self.grid
+        )
+        return [codebook, sparsity]

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A-l0: plain kernels under one global budget of nonzeros."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tfmot_atmc.constraints import (
+    Codebook,
+    Constraint,
+    GlobalSparsity,
+    GradientGrowth,
+    get_schedule,
+)
+from tfmot_atmc.methods.base import Method
+
+
+class AL0(Method):
+    """Projected adversarial training: plain kernels, the k largest weights kept at every step.
+
+    Args:
+        ratio: final nonzeros as a ratio of the dense kernels' parameters, in (0, 1].
+        k: final nonzeros; give `ratio` or `k`.
+        bits: None, or b for a codebook of 2^b values a kernel.
+        schedule: how the budget shrinks: `"cubic"`, `"constant"`, a `BudgetSchedule` or a TFMOT
+            `PruningSchedule`, whose final sparsity takes the place of `ratio`.
+        growth: None, or a `GradientGrowth`.
+        codebook_begin: step (int) or fraction of the planned steps (float) at which the codebook
+            starts to act.
+
+    Source: "A-l0" in Gui et al., NeurIPS 2019, section 4.1.
+    """
+
+    def __init__(
+        self,
+        ratio: float | None = None,
+        k: int | None = None,
+        bits: int | None = None,
+        schedule: Any = "cubic",
+        growth: GradientGrowth | None = None,
+        codebook_begin: int | float = 0.75,
+    ):
+        self.ratio, self.k, self.bits = ratio, k, bits
+        self.schedule = get_schedule(schedule)
+        self.growth = growth
+        self.codebook_begin = codebook_begin
+        self.constraints()
+
+    def constraints(self) -> list[Constraint]:
+        sparsity = GlobalSparsity(self.ratio, self.k, self.schedule, self.growth)
+        if self.bits in (None, 32):
+            return [sparsity]
+        return [Codebook(self.bits, begin=self.codebook_begin), sparsity]

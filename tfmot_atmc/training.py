@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model that trains adversarially under constraints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfmot_atmc import attacks, methods
+from tfmot_atmc.attacks import Attack
+from tfmot_atmc.constraints.base import Moment
+from tfmot_atmc.losses import (
+    attack_target,
+    bounds_message,
+    check_loss,
+    correct_predictions,
+    guard_bounds,
+)
+from tfmot_atmc.objectives import get_objective
+from tfmot_atmc.report import CompressionReport, compression_report
+from tfmot_atmc.wrapping import composed_kernels, flat_layers, plain_classes, wrap_kernels
+
+
+@keras.saving.register_keras_serializable(package="tfmot_atmc")
+class CompressedModel(keras.Model):
+    """A Keras model whose kernels are composed, constrained and adversarially trained.
+
+    Made by `tfmot_atmc.compress`; behaves like any Keras model: `compile`, `fit`, `evaluate`,
+    `predict`, `save`, callbacks, `tf.data` and arrays. One train step attacks the batch, takes an
+    optimizer step on the objective, and projects the kernels onto their constraints.
+
+    `evaluate` and validation report the compiled metrics on clean inputs, and `robust_loss` and,
+    for classifiers, `robust_accuracy` on inputs attacked by `validation_attack`.
+
+    Args:
+        model: a built Keras model, which is changed in place: its kernels are replaced.
+        method: a `Method`.
+        attack: None for clean training, or an `Attack` for training.
+        validation_attack: the attack for evaluation; None for `attack`.
+        objective: an `Objective`, `"adversarial"` or `"half"`.
+        attack_warmup: optimizer steps over which perturbations grow linearly to their full size.
+        seed: seed of the attacks' randomness.
+        selected: indices of the layers (in the model's flat order) to compress; None for all.
+
+    Raises:
+        ValueError: if no layer can be compressed.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        method: Any,
+        *,
+        attack: Any = None,
+        validation_attack: Any = None,
+        objective: Any = "adversarial",
+        attack_warmup: int = 0,
+        seed: int = 0,
+        selected: Sequence[int] | None = None,
+        name: str | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(name=name or model.name, **kwargs)
+        self.model = model
+        self.method = methods.get(method)
+        self.attack: Attack | None = None if attack is None else attacks.get(attack)
+        given = validation_attack if validation_attack is not None else self.attack
+        self.validation_attack: Attack | None = None if given is None else attacks.get(given)
+        self.objective = get_objective(objective)
+        self.attack_warmup = int(attack_warmup)
+        self.seed = int(seed)
+        self.selected = None if selected is None else sorted(int(i) for i in selected)
+        kernels, decisions = wrap_kernels(
+            model, self.method.kernel_for, lambda i, _: self.selected is None or i in self.selected
+        )
+        if not kernels:
+            reasons = "; ".join(f"{d.layer}: {d.reason}" for d in decisions) or "no weights"
+            raise ValueError(
+                f"Model '{model.name}' has no compressible layer ({reasons}). Compressible are "
+                "Dense, Conv1D, Conv2D, depthwise convolutions, and layers with "
+                "get_compressible_weights()."
+            )
+        # Kept out of Keras's attribute tracking: the layers and variables are tracked already.
+        self.__dict__["_kernels"] = tuple(kernels)
+        self.__dict__["_decisions"] = tuple(decisions)
+        self._build_state()
+        self.built = True
+
+    def _build_state(self) -> None:
+        def state(**arguments: Any) -> keras.Variable:
+            arguments.setdefault("dtype", "float32")
+            return self.add_weight(trainable=False, **arguments)
+
+        self._step = state(name="step", shape=(), dtype="int32", initializer="zeros")
+        self._horizon = state(name="horizon", shape=(), dtype="int32", initializer="zeros")
+        self._diverged = state(name="diverged", shape=(), dtype="bool", initializer="zeros")
+        constraints = self.method.constraints()
+        for constraint in constraints:
+            constraint.build(self._factors(), self.dense_size, state)
+        self.__dict__["_constraints"] = tuple(constraints)
+        if self.validation_attack is not None or self.attack is not None:
+            self._robust_loss = keras.metrics.Mean(name="robust_loss")
+            self._robust_accuracy = keras.metrics.Mean(name="robust_accuracy")
+
+    # --- what it consists of ------------------------------------------------------------------
+
+    @property
+    def kernels(self) -> tuple:
+        """The wrapped kernels, a tuple of `WrappedKernel`."""
+        return self._kernels
+
+    @property
+    def constraints(self) -> tuple:
+        """The constraints, in the order in which they project."""
+        return self._constraints
+
+    @property
+    def dense_size(self) -> int:
+        """Number of parameters of the dense kernels that are compressed."""
+        return sum(int(np.prod(kernel.shape)) for kernel in self.kernels)
+
+    @property
+    def bits(self) -> int:
+        """Bits of the codebooks; 32 when there are none."""
+        return min((getattr(c, "bits", 32) for c in self.constraints), default=32)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken so far."""
+        return int(self._step.numpy())
+
+    @property
+    def horizon(self) -> int:
+        """Planned number of optimizer steps; 0 when unknown."""
+        return int(self._horizon.numpy())
+
+    @property
+    def diverged(self) -> bool:
+        """Whether an update was left out because the loss or its gradient was not finite."""
+        return bool(self._diverged.numpy())
+
+    def plan(self, steps: int) -> None:
+        """Sets the planned number of optimizer steps, to which schedules refer."""
+        self._horizon.assign(steps)
+
+    def continue_from(self, factors: dict[str, np.ndarray]) -> None:
+        """Takes over factor values by name, when they are those of the same kernels."""
+        mine = {factor.name: factor.variable for factor in self._factors()}
+        if {name: tuple(v.shape) for name, v in mine.items()} == {
+            name: value.shape for name, value in factors.items()
+        }:
+            for name, variable in mine.items():
+                variable.assign(factors[name])
+
+    def _factors(self) -> list:
+        return [factor for kernel in self.kernels for factor in kernel.factors]
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        return self.model(inputs, training=training)
+
+    def summary(self, *args: Any, **kwargs: Any) -> None:
+        """Prints the summary of the wrapped model."""
+        self.model.summary(*args, **kwargs)
+
+    def compression_report(self) -> CompressionReport:
+        """Returns what was touched, what was left alone and why, and where the nonzeros sit."""
+        return compression_report(self.kernels, self._decisions, self.bits)
+
+    # --- constraints --------------------------------------------------------------------------
+
+    def finalized_factors(self) -> list[np.ndarray]:
+        """Returns feasible factor values: all constraints hold at once, exactly."""
+        values = [keras.ops.convert_to_numpy(f.variable) for f in self._factors()]
+        # Sparsity before values: the codebook keeps zeros, and nonzeros nonzero.
+        for constraint in reversed(self.constraints):
+            values = constraint.finalized(values)
+        for constraint in self.constraints:
+            violated = constraint.violation(values)
+            if violated:
+                raise ValueError(f"{type(constraint).__name__} does not hold: {violated}.")
+        return values
+
+    def finalize(self) -> None:
+        """Makes the constraints hold exactly, now, in the model's own variables."""
+        values = self.finalized_factors()
+        for factor, value in zip(self._factors(), values, strict=True):
+            factor.variable.assign(value)
+        for constraint in self.constraints:
+            constraint.adopt(values)
+
+    def apply_constraints(self, gradients: Sequence[tf.Tensor] | None = None) -> None:
+        """Projects the factors; the last line of a custom training loop's step.
+
+        Args:
+            gradients: one for every factor, needed for growth by gradient only.
+        """
+        moment = self._moment()
+        for constraint in self.constraints:
+            constraint.project(moment, gradients)
+        for constraint in self.constraints:
+            constraint.after_projection(moment)
+        self._step.assign_add(1)
+
+    def _moment(self) -> Moment:
+        compiled = bool(getattr(self, "jit_compile", False))
+        return Moment(self._step.value, self._horizon.value, compiled)
+
+    def _deployed(self) -> list[tf.Tensor]:
+        values = [factor.read() for factor in self._factors()]
+        for constraint in reversed(self.constraints):
+            values = constraint.deploy(values)
+        return values
+
+    # --- Keras's steps ------------------------------------------------------------------------
+
+    def _attacked(self, attack: Attack, x: Any, y: Any, salt: int) -> Any:
+        guard_bounds(attack, x)
+        stream = tf.stack([tf.constant(self.seed + salt, tf.int64), tf.cast(self._step, tf.int64)])
+        attack, target = attack_target(
+            attack, lambda inputs: self.model(inputs, training=False), self.loss
+        )
+        return attack(target, x, y, seed=stream)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+
+        def loss_of(targets: Any, outputs: Any) -> tf.Tensor:
+            check_loss(self.loss, outputs)
+            return self.compute_loss(x, targets, outputs, sample_weight, training=True)
+
+        with tf.GradientTape() as tape:
+            with composed_kernels(self.kernels):
+                x_adversarial = x
+                if self.attack is not None:
+                    with tape.stop_recording():
+                        x_adversarial = self._warmed(x, self._attacked(self.attack, x, y, salt=0))
+                result = self.objective(
+                    lambda inputs: self.model(inputs, training=True), loss_of, x, x_adversarial, y
+                )
+                clean = result.clean_outputs
+                if clean is None:
+                    with tape.stop_recording():
+                        clean = self.model(x, training=False)
+            moment = self._moment()
+            penalties = [constraint.penalty(moment) for constraint in self.constraints]
+            total = tf.add_n([result.loss, *[p for p in penalties if p is not None]])
+            scaled = self.optimizer.scale_loss(total)
+        self._descend(tape.gradient(scaled, self.trainable_variables), total)
+        if self.attack is not None and result.adversarial_outputs is not None:
+            self._update_robust(y, result.adversarial_outputs, result.loss)
+        self._loss_tracker.update_state(total)
+        return self.compute_metrics(x, y, clean, sample_weight)
+
+    def _warmed(self, x: Any, x_adversarial: Any) -> Any:
+        if not self.attack_warmup:
+            return x_adversarial
+        share = tf.minimum(1.0, tf.cast(self._step + 1, tf.float32) / self.attack_warmup)
+
+        def mix(clean: tf.Tensor, attacked: tf.Tensor) -> tf.Tensor:
+            if not attacked.dtype.is_floating:
+                return attacked
+            return clean + tf.cast(share, attacked.dtype) * (attacked - clean)
+
+        return tf.nest.map_structure(mix, x, x_adversarial)
+
+    def _descend(self, gradients: list[Any], loss: tf.Tensor) -> None:
+        """Takes the optimizer step and projects; leaves a non-finite update out."""
+        variables = self.trainable_variables
+        present = [g for g in gradients if g is not None]
+        good = tf.reduce_all([tf.math.is_finite(tf.linalg.global_norm(present))])
+        good = good & tf.math.is_finite(loss)
+        safe = [None if g is None else tf.where(good, g, tf.zeros_like(g)) for g in gradients]
+        self._diverged.assign(self._diverged.value | ~good)
+        self.optimizer.apply(safe, variables)
+        by_id = {id(v): g for v, g in zip(variables, safe, strict=True)}
+        wanted = [by_id.get(id(factor.variable)) for factor in self._factors()]
+        self.apply_constraints(None if any(g is None for g in wanted) else wanted)
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        with composed_kernels(self.kernels, self._deployed()):
+            outputs = self.model(x, training=False)
+            check_loss(self.loss, outputs)
+            loss = self.compute_loss(x, y, outputs, sample_weight, training=False)
+            if self.validation_attack is not None:
+                attacked = self._attacked(self.validation_attack, x, y, salt=1)
+                robust = self.model(attacked, training=False)
+                robust_loss = self.compute_loss(x, y, robust, sample_weight, training=False)
+                self._update_robust(y, robust, robust_loss)
+        self._loss_tracker.update_state(loss)
+        return self.compute_metrics(x, y, outputs, sample_weight)
+
+    def predict_step(self, data: Any) -> Any:
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        with composed_kernels(self.kernels, self._deployed()):
+            return self.model(x, training=False)
+
+    def _update_robust(self, y: Any, outputs: Any, loss: tf.Tensor) -> None:
+        self._robust_loss.update_state(loss)
+        correct = correct_predictions(self.loss, y, outputs)
+        if correct is not None:
+            self._robust_accuracy.update_state(correct)
+
+    # --- fit and saving -----------------------------------------------------------------------
+
+    def fit(self, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
+        """Trains, as `keras.Model.fit`.
+
+        Raises:
+            ValueError: if a schedule refers to the planned steps and no `UpdateCompression`
+                callback is there to plan them; or if inputs lie outside the attack's bounds.
+        """
+        inside = getattr(callbacks, "callbacks", callbacks) or []
+        inside = inside if isinstance(inside, (list, tuple)) else [inside]
+        plans = any(getattr(callback, "plans_compression", False) for callback in inside)
+        if not plans and not self.horizon and any(c.needs_horizon for c in self.constraints):
+            raise ValueError(
+                "A schedule of this model is given as a fraction of the planned steps. Add "
+                "`callbacks=[tfmot_atmc.callbacks.UpdateCompression()]` to fit(), or give the "
+                "schedule in steps."
+            )
+        return self._guarded(super().fit, *args, callbacks=callbacks, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates on clean and attacked inputs, as `keras.Model.evaluate`."""
+        return self._guarded(super().evaluate, *args, **kwargs)
+
+    def _guarded(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except tf.errors.InvalidArgumentError as error:
+            message = bounds_message(error)
+            if message is None:
+                raise
+            raise ValueError(message) from error
+
+    def get_config(self) -> dict[str, Any]:
+        with plain_classes(self.kernels):
+            model = keras.saving.serialize_keras_object(self.model)
+        return {
+            "name": self.name,
+            "model": model,
+            "method": keras.saving.serialize_keras_object(self.method),
+            "attack": None if self.attack is None else attacks.serialize(self.attack),
+            "validation_attack": None
+            if self.validation_attack is None
+            else attacks.serialize(self.validation_attack),
+            "objective": keras.saving.serialize_keras_object(self.objective),
+            "attack_warmup": self.attack_warmup,
+            "seed": self.seed,
+            "selected": self.selected,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> CompressedModel:
+        """Rebuilds the model; its weights are loaded afterwards."""
+        config = dict(config)
+        config["model"] = keras.saving.deserialize_keras_object(
+            config["model"], custom_objects=custom_objects
+        )
+        return cls(**config)
+
+
+def layer_indices(model: keras.Model, wanted: Callable[[keras.layers.Layer], bool]) -> list[int]:
+    """Returns the indices, in the flat order, of the layers for which `wanted` is true."""
+    return [i for i, layer in enumerate(flat_layers(model)) if wanted(layer)]
