@@ -64,7 +64,7 @@ def test_every_test_and_every_script_has_a_target_that_runs_it(rules):
         target = tests[pathlib.Path(path).stem]
         assert path in target["srcs"] and target["args"] == [path]
     mains = {target["main"] for target in rules["py_binary"]}
-    assert mains >= set(_files("examples/*.py", "benchmarks/*.py", "tfmot_atmc/cli.py"))
+    assert mains >= set(_files("examples/*.py", "benchmarks/*.py", "tfmot_atmc/__main__.py"))
 
 
 @pytest.mark.slow

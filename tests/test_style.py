@@ -36,9 +36,15 @@ FLOORS = {
     "wrapping": 2,
     "callbacks": 3,
     "compression": 3,
+    "copying": 2,
     "report": 3,
     "training": 3,
+    "figures": 4,
+    "pipeline": 4,
+    "presets": 4,
     "recipes": 4,
+    "settings": 4,
+    "__main__": 5,
     "cli": 5,
 }
 # Attacks take any callable and the mathematics any tensor, so neither may know Keras.

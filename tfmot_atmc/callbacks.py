@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import warnings
@@ -48,20 +49,23 @@ class UpdateCompression(_CompressionCallback):
         self.divergence_path = divergence_path
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Plans the steps, unless an interrupted run has done so before."""
+        """Checks that the steps can be planned."""
         model = self._compressed()
-        if model.horizon:
+        model._diverged.assign(False)  # what is trained anew may go well
+        if model.horizon or self.params.get("steps"):
             return
-        steps, epochs = self.params.get("steps"), self.params.get("epochs")
-        if not steps:
-            if any(c.needs_horizon for c in model.constraints):
-                raise ValueError(
-                    "The number of steps of an epoch is not known, so a schedule given as a "
-                    "fraction of the planned steps cannot be followed. Pass `steps_per_epoch` to "
-                    "fit(), or give the schedule in steps."
-                )
-            return
-        model.plan(model.step + int(steps) * int(epochs))
+        if any(c.needs_horizon for c in model.constraints):
+            raise ValueError(
+                "The number of steps of an epoch is not known, so a schedule given as a "
+                "fraction of the planned steps cannot be followed. Pass `steps_per_epoch` to "
+                "fit(), or give the schedule in steps."
+            )
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Plans the steps of the epochs to come, unless that has been done before."""
+        model, steps = self._compressed(), self.params.get("steps")
+        if steps and not model.horizon:
+            model.plan(model.step + int(steps) * (int(self.params["epochs"]) - epoch))
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Stops training when it has diverged."""
@@ -113,6 +117,11 @@ class CompressionSummaries(_CompressionCallback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Opens the event file."""
         self._compressed()
+        if importlib.util.find_spec("tensorboard") is None:
+            raise ImportError(
+                "CompressionSummaries needs TensorBoard. Install it with "
+                "`pip install tfmot-atmc[tensorboard]`, or leave the callback out."
+            )
         self._writer = tf.summary.create_file_writer(self.log_dir)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:

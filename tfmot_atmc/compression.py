@@ -11,15 +11,9 @@ from typing import Any
 
 import keras
 
+from tfmot_atmc.copying import classes_of, copy_model, rebuild_model
 from tfmot_atmc.training import CompressedModel
-from tfmot_atmc.wrapping import (
-    _classes_of,
-    copy_model,
-    find_slots,
-    flat_layers,
-    plain_classes,
-    rebuild_model,
-)
+from tfmot_atmc.wrapping import find_slots, flat_layers, plain_classes
 
 _MARK = "_tfmot_atmc_selected"
 Layers = Sequence[str] | Callable[[keras.layers.Layer], bool] | None
@@ -79,7 +73,9 @@ def compress(
     from tfmot_atmc import methods  # named here so that `method` may be a plain string
 
     if isinstance(to_compress, (list, tuple)):
-        return type(to_compress)(_mark(layer) for layer in to_compress)
+        return type(to_compress)(
+            layer if _is_weightless(layer) else _mark(layer) for layer in to_compress
+        )
     if _comes_from(to_compress, "tf_keras"):
         to_compress, in_place = _from_tf_keras(to_compress), True
     if isinstance(to_compress, keras.layers.Layer) and not isinstance(to_compress, keras.Model):
@@ -155,7 +151,7 @@ def strip_compression(model: Any) -> Any:
     ]
     with plain_classes(model.kernels):
         config = keras.saving.serialize_keras_object(model.model)
-        classes = _classes_of(model.model)
+        classes = classes_of(model.model)
     return rebuild_model(config, weights, classes, model.name)
 
 
@@ -166,6 +162,10 @@ def compression_scope() -> Iterator[None]:
     Kept for those used to `tfmot.sparsity.keras.prune_scope`.
     """
     yield
+
+
+def _is_weightless(layer: Any) -> bool:
+    return isinstance(layer, keras.layers.Layer) and layer.built and not layer.variables
 
 
 def _mark(layer: Any) -> Any:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -18,16 +18,21 @@ _MARKER = "[tfmot_atmc bounds]"
 
 def loss_kind(loss: Any) -> str:
     """Returns `"categorical"`, `"binary"` or `"other"` for a compiled loss."""
+    loss = single_loss(loss)
     name = _loss_name(loss)
     if loss is None or name in _CATEGORICAL:
         return "categorical"
     return "binary" if name in _BINARY else "other"
 
 
+def single_loss(loss: Any) -> Any:
+    """Returns the loss in a list or dictionary of one; anything else as it is."""
+    if isinstance(loss, (list, tuple, dict)) and len(loss) == 1:
+        return next(iter(loss.values() if isinstance(loss, dict) else loss))
+    return loss
+
+
 def _loss_name(loss: Any) -> str:
-    if isinstance(loss, (list, tuple, dict)):
-        inner = list(loss.values()) if isinstance(loss, dict) else list(loss)
-        return _loss_name(inner[0]) if len(inner) == 1 else ""
     if isinstance(loss, str):
         found = keras.losses.get(loss)
         return _loss_name(found)
@@ -53,6 +58,7 @@ def check_loss(loss: Any, outputs: Any) -> None:
     Raises:
         ValueError: if the loss expects probabilities and no softmax is found.
     """
+    loss = single_loss(loss)
     if not tf.is_tensor(outputs) or loss_kind(loss) != "categorical" or loss is None:
         return
     expects_logits = getattr(loss, "from_logits", False)
@@ -79,6 +85,7 @@ def attack_target(
         predict: the model in inference mode.
         loss: the loss given to `compile`.
     """
+    loss = single_loss(loss)
     kind = loss_kind(loss)
     if attack.loss is not None or kind == "categorical":
         return attack, predict
@@ -108,6 +115,7 @@ def attack_target(
 
 def correct_predictions(loss: Any, y: Any, outputs: Any) -> tf.Tensor | None:
     """Returns 1.0 where the prediction is right, shape [batch]; None if not a classifier."""
+    loss = single_loss(loss)
     kind = loss_kind(loss)
     if kind == "other" or not tf.is_tensor(outputs) or not tf.is_tensor(y):
         return None
@@ -120,6 +128,29 @@ def correct_predictions(loss: Any, y: Any, outputs: Any) -> tf.Tensor | None:
     sparse = y.shape.rank == 1 or y.shape[-1] == 1
     labels = tf.reshape(tf.cast(y, tf.int64), (-1,)) if sparse else tf.argmax(y, axis=-1)
     return tf.cast(predicted == labels, tf.float32)
+
+
+def reported_metrics(results: dict[str, Any], robust: set[str]) -> dict[str, Any]:
+    """Returns the results without the robust metrics in which nothing has been counted.
+
+    Args:
+        results: metrics by name.
+        robust: names of the robust metrics that were updated.
+    """
+    unused = {"robust_loss", "robust_accuracy"} - robust
+    return {name: value for name, value in results.items() if name not in unused}
+
+
+def choose_monitor_modes(callbacks: Sequence[Any]) -> None:
+    """Tells callbacks that monitor a robust metric which way is better, where they leave it open.
+
+    Keras finds that out by itself for compiled metrics only.
+    """
+    better = {"robust_accuracy": "max", "robust_loss": "min"}
+    for callback in callbacks:
+        name = str(getattr(callback, "monitor", "")).removeprefix("val_")
+        if name in better and getattr(callback, "mode", None) == "auto":
+            callback.mode = better[name]
 
 
 def guard_bounds(attack: Attack, x: Any) -> None:

@@ -19,6 +19,7 @@ from tfmot_atmc.constraints import ConstantBudget, CubicBudget, GradientGrowth
 from tfmot_atmc.datasets import Dataset, EpochBatches
 from tfmot_atmc.files import write_json
 from tfmot_atmc.methods import AL0, ATMC, DA, Method
+from tfmot_atmc.objectives import AdversarialLoss
 from tfmot_atmc.training import CompressedModel
 
 __all__ = [
@@ -48,6 +49,7 @@ class Stage:
         clipnorm: global norm to which gradients are clipped, or None.
         warmup_epochs: epochs over which perturbations grow to their full size.
         batch_size: examples a step.
+        objective: `"adversarial"`, `"half"` or an `Objective`; None for that of the run.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Stage:
     clipnorm: float | None = 1.0
     warmup_epochs: float = 0.0
     batch_size: int = 64
+    objective: Any = None
 
     def make_optimizer(self, steps_per_epoch: int) -> keras.optimizers.Optimizer:
         """Returns the optimizer with its learning-rate schedule."""
@@ -118,14 +121,28 @@ def dense_stage(epochs: int, preset: str = "default", name: str = "dense") -> St
     return Stage(name, DA(), epochs, 1e-3, optimizer="adam", warmup_epochs=min(1.5, epochs / 4))
 
 
+# What was best on MNIST (docs/results.md): a high rate, clipped, and a share of clean inputs.
+_PRUNING: dict[str, Any] = {
+    "learning_rate": 0.15,
+    "clipnorm": 5.0,
+    "objective": AdversarialLoss(clean_weight=0.2),
+}
+
+
 def l0_stages(ratio: float, epochs: int, preset: str = "default") -> list[Stage]:
-    """Returns the stage of plain projected training (A-l0), after the dense start."""
+    """Returns the stage of plain projected training (A-l0), after the dense start.
+
+    Args:
+        ratio: nonzeros as a ratio of the dense kernels' parameters.
+        epochs: number of epochs.
+        preset: `"default"` or `"paper"`.
+    """
     _check_preset(preset)
     if preset == "paper":
         method = AL0(ratio=ratio, schedule=ConstantBudget())
         decay = (0.15, 0.3, 0.45, 0.6)
         return [Stage("l0", method, epochs, 0.01, decay=decay, clipnorm=None, batch_size=128)]
-    return [Stage("l0", AL0(ratio=ratio, schedule=CubicBudget()), epochs, 0.05)]
+    return [Stage("l0", AL0(ratio=ratio, schedule=CubicBudget(end=0.4)), epochs, **_PRUNING)]
 
 
 def atmc_stages(
@@ -140,7 +157,7 @@ def atmc_stages(
     Args:
         ratio: nonzeros as a ratio of the dense kernels' parameters.
         bits: b of the codebooks; 32 for none.
-        epochs: epochs of the pruning stage; a codebook stage takes a quarter more.
+        epochs: epochs of the pruning stage; a codebook stage takes an eighth more.
         preset: `"default"` or `"paper"`.
 
     Source of the paper's: Gui et al., NeurIPS 2019, section 4.1, and the authors' code.
@@ -158,11 +175,13 @@ def atmc_stages(
             method = ATMC(ratio, bits=bits, schedule=constant, algorithm="admm", codebook_begin=0)
             stages.append(Stage(f"atmc{bits}", method, epochs, 0.005, decay=decay, **common))
         return stages
-    method = ATMC(ratio, schedule=CubicBudget(), growth=GradientGrowth())
-    stages = [Stage("atmc32", method, epochs, 0.05)]
+    method = ATMC(ratio, schedule=CubicBudget(end=0.4), growth=GradientGrowth())
+    stages = [Stage("atmc32", method, epochs, **_PRUNING)]
     if bits != 32:
         method = ATMC(ratio, bits=bits, schedule=ConstantBudget(), codebook_begin=0)
-        stages.append(Stage(f"atmc{bits}", method, max(1, epochs // 4), 0.01))
+        stages.append(
+            Stage(f"atmc{bits}", method, max(1, epochs // 8), **{**_PRUNING, "learning_rate": 0.02})
+        )
     return stages
 
 
@@ -230,12 +249,19 @@ def run_stages(
             stage.method,
             attack=attack,
             validation_attack=validation_attack,
-            objective=objective,
+            objective=objective if stage.objective is None else stage.objective,
             attack_warmup=round(stage.warmup_epochs * _steps(stage, data)),
             seed=seed + 1000 * number,
         )
-        batches_seed = seed + number
-        log = _run_stage(current, stage, data, out, augment, batches_seed, verbose, extra_callbacks)
+        batches = EpochBatches(
+            data.x_train,
+            data.y_train,
+            batch_size=stage.batch_size,
+            seed=seed + number,
+            epoch=_EpochOf(current, _steps(stage, data)),
+            augment=augment,
+        )
+        log = _run_stage(current, stage, data, batches, out, verbose, extra_callbacks)
         write_json(out / f"{stage.name}.json", {**settings, "history": log})
     return current
 
@@ -244,27 +270,27 @@ def _steps(stage: Stage, data: Dataset) -> int:
     return max(1, len(data.x_train) // stage.batch_size)
 
 
+class _EpochOf:
+    """The epoch that a model is in, told from its own count of steps."""
+
+    def __init__(self, model: CompressedModel, steps: int):
+        self.model, self.steps = model, steps
+
+    def __call__(self) -> int:
+        return self.model.step // self.steps
+
+
 def _run_stage(
     model: CompressedModel,
     stage: Stage,
     data: Dataset,
+    batches: EpochBatches,
     out: Path,
-    augment: str | None,
-    seed: int,
     verbose: Any,
     extra_callbacks: Sequence[keras.callbacks.Callback],
 ) -> dict[str, list[float]]:
-    steps = _steps(stage, data)
-    batches = EpochBatches(
-        data.x_train,
-        data.y_train,
-        batch_size=stage.batch_size,
-        seed=seed,
-        epoch=lambda: model.step // steps,
-        augment=augment,
-    )
     model.compile(
-        stage.make_optimizer(steps),
+        stage.make_optimizer(_steps(stage, data)),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
@@ -332,7 +358,7 @@ def _settings(stage: Stage, attack: Any, objective: Any, *others: Any) -> dict[s
         "warmup_epochs": stage.warmup_epochs,
         "batch_size": stage.batch_size,
         "attack": attacks.serialize(attacks.get(attack)),
-        "objective": repr(objective),
+        "objective": repr(objective if stage.objective is None else stage.objective),
         "augment": augment,
         "seed": seed,
         "data": [data.name, len(data.x_train)],

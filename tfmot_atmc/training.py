@@ -17,12 +17,20 @@ from tfmot_atmc.losses import (
     attack_target,
     bounds_message,
     check_loss,
+    choose_monitor_modes,
     correct_predictions,
     guard_bounds,
+    reported_metrics,
 )
 from tfmot_atmc.objectives import get_objective
 from tfmot_atmc.report import CompressionReport, compression_report
-from tfmot_atmc.wrapping import composed_kernels, flat_layers, plain_classes, wrap_kernels
+from tfmot_atmc.wrapping import (
+    composed_kernels,
+    layer_state,
+    place_randomness,
+    plain_classes,
+    wrap_kernels,
+)
 
 
 @keras.saving.register_keras_serializable(package="tfmot_atmc")
@@ -34,7 +42,8 @@ class CompressedModel(keras.Model):
     optimizer step on the objective, and projects the kernels onto their constraints.
 
     `evaluate` and validation report the compiled metrics on clean inputs, and `robust_loss` and,
-    for classifiers, `robust_accuracy` on inputs attacked by `validation_attack`.
+    for classifiers, `robust_accuracy` on inputs attacked by `validation_attack`. Like `predict`
+    they look at the model with its final budget, so the best checkpoint is the best to strip.
 
     Args:
         model: a built Keras model, which is changed in place: its kernels are replaced.
@@ -212,7 +221,7 @@ class CompressedModel(keras.Model):
     def _deployed(self) -> list[tf.Tensor]:
         values = [factor.read() for factor in self._factors()]
         for constraint in reversed(self.constraints):
-            values = constraint.deploy(values)
+            values = constraint.deploy(values, bool(getattr(self, "jit_compile", False)))
         return values
 
     # --- Keras's steps ------------------------------------------------------------------------
@@ -232,6 +241,8 @@ class CompressedModel(keras.Model):
             check_loss(self.loss, outputs)
             return self.compute_loss(x, targets, outputs, sample_weight, training=True)
 
+        before = layer_state(self.model)
+        place_randomness(self.model, self._step.value)
         with tf.GradientTape() as tape:
             with composed_kernels(self.kernels):
                 x_adversarial = x
@@ -249,11 +260,13 @@ class CompressedModel(keras.Model):
             penalties = [constraint.penalty(moment) for constraint in self.constraints]
             total = tf.add_n([result.loss, *[p for p in penalties if p is not None]])
             scaled = self.optimizer.scale_loss(total)
-        self._descend(tape.gradient(scaled, self.trainable_variables), total)
+        self._descend(tape.gradient(scaled, self.trainable_variables), total, before)
+        robust: set[str] = set()
         if self.attack is not None and result.adversarial_outputs is not None:
-            self._update_robust(y, result.adversarial_outputs, result.loss)
+            robust_loss = loss_of(y, result.adversarial_outputs)
+            robust = self._update_robust(y, result.adversarial_outputs, robust_loss)
         self._loss_tracker.update_state(total)
-        return self.compute_metrics(x, y, clean, sample_weight)
+        return reported_metrics(self.compute_metrics(x, y, clean, sample_weight), robust)
 
     def _warmed(self, x: Any, x_adversarial: Any) -> Any:
         if not self.attack_warmup:
@@ -267,15 +280,32 @@ class CompressedModel(keras.Model):
 
         return tf.nest.map_structure(mix, x, x_adversarial)
 
-    def _descend(self, gradients: list[Any], loss: tf.Tensor) -> None:
+    def _descend(
+        self,
+        gradients: list[Any],
+        loss: tf.Tensor,
+        before: list[tuple[keras.Variable, tf.Tensor]],
+    ) -> None:
         """Takes the optimizer step and projects; leaves a non-finite update out."""
         variables = self.trainable_variables
         present = [g for g in gradients if g is not None]
-        good = tf.reduce_all([tf.math.is_finite(tf.linalg.global_norm(present))])
-        good = good & tf.math.is_finite(loss)
-        safe = [None if g is None else tf.where(good, g, tf.zeros_like(g)) for g in gradients]
+        finite = tf.math.is_finite(tf.linalg.global_norm(present))
+        # An optimizer that scales the loss leaves overflowing gradients out, and goes on.
+        scales = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+        good = tf.math.is_finite(loss) if scales else finite & tf.math.is_finite(loss)
         self._diverged.assign(self._diverged.value | ~good)
-        self.optimizer.apply(safe, variables)
+        for variable, value in before:
+            variable.assign(tf.where(good, variable.value, value))
+        if not self.optimizer.built:
+            with tf.init_scope():
+                self.optimizer.build(variables)
+
+        def apply() -> tf.Tensor:
+            self.optimizer.apply(gradients, variables)
+            return tf.constant(True)
+
+        apply() if scales else tf.cond(good, apply, lambda: tf.constant(False))
+        safe = [None if g is None else tf.where(finite, g, tf.zeros_like(g)) for g in gradients]
         by_id = {id(v): g for v, g in zip(variables, safe, strict=True)}
         wanted = [by_id.get(id(factor.variable)) for factor in self._factors()]
         self.apply_constraints(None if any(g is None for g in wanted) else wanted)
@@ -286,24 +316,28 @@ class CompressedModel(keras.Model):
             outputs = self.model(x, training=False)
             check_loss(self.loss, outputs)
             loss = self.compute_loss(x, y, outputs, sample_weight, training=False)
+            reported: set[str] = set()
             if self.validation_attack is not None:
                 attacked = self._attacked(self.validation_attack, x, y, salt=1)
                 robust = self.model(attacked, training=False)
                 robust_loss = self.compute_loss(x, y, robust, sample_weight, training=False)
-                self._update_robust(y, robust, robust_loss)
+                reported = self._update_robust(y, robust, robust_loss)
         self._loss_tracker.update_state(loss)
-        return self.compute_metrics(x, y, outputs, sample_weight)
+        return reported_metrics(self.compute_metrics(x, y, outputs, sample_weight), reported)
 
     def predict_step(self, data: Any) -> Any:
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         with composed_kernels(self.kernels, self._deployed()):
             return self.model(x, training=False)
 
-    def _update_robust(self, y: Any, outputs: Any, loss: tf.Tensor) -> None:
+    def _update_robust(self, y: Any, outputs: Any, loss: tf.Tensor) -> set[str]:
+        """Updates the robust metrics; returns the names of those that make sense here."""
         self._robust_loss.update_state(loss)
         correct = correct_predictions(self.loss, y, outputs)
-        if correct is not None:
-            self._robust_accuracy.update_state(correct)
+        if correct is None:
+            return {"robust_loss"}
+        self._robust_accuracy.update_state(correct)
+        return {"robust_loss", "robust_accuracy"}
 
     # --- fit and saving -----------------------------------------------------------------------
 
@@ -316,6 +350,7 @@ class CompressedModel(keras.Model):
         """
         inside = getattr(callbacks, "callbacks", callbacks) or []
         inside = inside if isinstance(inside, (list, tuple)) else [inside]
+        choose_monitor_modes(inside)
         plans = any(getattr(callback, "plans_compression", False) for callback in inside)
         if not plans and not self.horizon and any(c.needs_horizon for c in self.constraints):
             raise ValueError(
@@ -363,8 +398,3 @@ class CompressedModel(keras.Model):
             config["model"], custom_objects=custom_objects
         )
         return cls(**config)
-
-
-def layer_indices(model: keras.Model, wanted: Callable[[keras.layers.Layer], bool]) -> list[int]:
-    """Returns the indices, in the flat order, of the layers for which `wanted` is true."""
-    return [i for i, layer in enumerate(flat_layers(model)) if wanted(layer)]

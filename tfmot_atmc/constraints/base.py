@@ -90,8 +90,13 @@ class Constraint(Configurable):
     def after_projection(self, moment: Moment) -> None:
         """Updates the constraint's own state, seeing the projected factors."""
 
-    def deploy(self, values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """Returns feasible values near `values`, one tensor a factor."""
+    def deploy(self, values: Sequence[tf.Tensor], compiled: bool = False) -> list[tf.Tensor]:
+        """Returns feasible values near `values`, one tensor a factor.
+
+        Args:
+            values: one tensor a factor.
+            compiled: whether XLA compiles the step.
+        """
         return list(values)
 
     def finalized(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:

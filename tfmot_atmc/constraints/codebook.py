@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import keras
@@ -25,6 +26,28 @@ class _State:
     duplicate: keras.Variable | None = None  # theta' of the paper
     dual: keras.Variable | None = None  # u of the paper, scaled by rho
     members: keras.Variable | None = None  # index of each entry's value; 0 is zero
+
+
+@functools.cache
+def _clustering(num_values: int, grid: int | None, restricted: bool, warm: bool) -> Callable:
+    """Returns the clustering of flat values, traced once for factors of all shapes."""
+
+    def cluster(flat: tf.Tensor, codebook: tf.Tensor) -> ZeroKMeans:
+        return zero_kmeans(
+            flat,
+            num_values,
+            where=flat != 0 if restricted else None,
+            initial_codebook=codebook if warm else None,
+            grid=grid,
+        )
+
+    signature = [tf.TensorSpec([None], tf.float32), tf.TensorSpec([num_values], tf.float32)]
+    return tf.function(
+        cluster,
+        input_signature=signature,
+        autograph=False,
+        experimental_attributes={"_noinline": True},
+    )
 
 
 class Codebook(Constraint):
@@ -49,7 +72,7 @@ class Codebook(Constraint):
         rho: weight of the ADMM penalty.
         interval: steps between two updates of theta' and u.
         grid: None, or an int n: the values are confined to integers in [-n, n] times one scale per
-            factor, which survive int8 export bit for bit with n = 127. Needs 2^bits <= 2n.
+            factor, which survive int8 export bit for bit with n = 127.
 
     Source: Gui et al., NeurIPS 2019, section 3.3 and algorithms 1 and 2; intervals from the
     authors' code. Sharing by mean follows Han et al., "Deep Compression", 2016, section 3.
@@ -120,17 +143,17 @@ class Codebook(Constraint):
         since = moment.step - moment.at(self.begin)
         if self.algorithm == "admm":
             due = (since > 0) & (since % self.interval == 0)
-            tf.cond(due, self._update_duals, lambda: tf.constant(False))
+            tf.cond(due, lambda: self._update_duals(moment.compiled), lambda: tf.constant(False))
         else:
             due = (since >= 0) & ~self.active.value
             tf.cond(due, lambda: self._tie(moment.compiled), lambda: tf.constant(False))
 
-    def _update_duals(self) -> tf.Tensor:
+    def _update_duals(self, compiled: bool) -> tf.Tensor:
         for state in self._states:
             if state.duplicate is None or state.dual is None:
                 continue
             theta = state.factor.read()
-            found = self._cluster(theta + state.dual.value, state.codebook.value, None)
+            found = self._cluster(theta + state.dual.value, False, compiled, state)
             state.codebook.assign(found.codebook)
             state.duplicate.assign(found.values)
             state.dual.assign_add(theta - found.values)
@@ -151,7 +174,7 @@ class Codebook(Constraint):
             if state.members is None:
                 continue
             value = state.factor.read()
-            found = self._cluster(value, None, value != 0)
+            found = self._cluster(value, True, compiled, state)
             state.codebook.assign(found.codebook)
             edges = 0.5 * (found.codebook[1:] + found.codebook[:-1])
             flat = tf.searchsorted(edges, tf.reshape(found.values, (-1,)), side="left") + 1
@@ -194,22 +217,45 @@ class Codebook(Constraint):
     # --- both -----------------------------------------------------------------------------------
 
     def _cluster(
-        self, values: tf.Tensor, codebook: tf.Tensor | None, where: tf.Tensor | None
+        self, values: tf.Tensor, restricted: bool, compiled: bool, state: _State
     ) -> ZeroKMeans:
-        if codebook is None:
-            return zero_kmeans(values, self.num_values, where=where, grid=self.grid)
+        """Clusters from the stored codebook, or afresh when there is none yet.
 
-        def warm() -> ZeroKMeans:
-            return zero_kmeans(
-                values, self.num_values, where=where, initial_codebook=codebook, grid=self.grid
+        Args:
+            values: the factor's values.
+            restricted: whether zeros stay out of the clustering and nonzeros stay nonzero.
+            compiled: whether XLA compiles the step, which needs static shapes.
+            state: the factor's state, with the stored codebook.
+        """
+        stored = state.codebook.value
+        if compiled:
+            where = values != 0 if restricted else None
+
+            def run(codebook: tf.Tensor | None) -> ZeroKMeans:
+                return zero_kmeans(
+                    values,
+                    self.num_values,
+                    where=where,
+                    initial_codebook=codebook,
+                    grid=self.grid,
+                    static=True,
+                )
+
+            if restricted:  # values are tied once, with no codebook before
+                return run(None)
+            return tf.cond(self.active.value, lambda: run(stored), lambda: run(None))
+        cold = _clustering(self.num_values, self.grid, restricted, False)
+        flat = tf.reshape(values, (-1,))
+        if restricted:  # values are tied once, with no codebook before
+            found = cold(flat, stored)
+        else:
+            warm = _clustering(self.num_values, self.grid, restricted, True)
+            found = tf.cond(
+                self.active.value, lambda: warm(flat, stored), lambda: cold(flat, stored)
             )
+        return ZeroKMeans(tf.reshape(found[0], values.shape), found[1], found[2])
 
-        def cold() -> ZeroKMeans:
-            return zero_kmeans(values, self.num_values, where=where, grid=self.grid)
-
-        return tf.cond(self.active.value, warm, cold)
-
-    def deploy(self, values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    def deploy(self, values: Sequence[tf.Tensor], compiled: bool = False) -> list[tf.Tensor]:
         if self.algorithm == "shared" and self.grid is None:
             return list(values)  # already feasible once it acts
 

@@ -41,10 +41,10 @@ class GradientGrowth(Configurable):
 
     def __init__(
         self,
-        fraction: float = 0.2,
-        interval: int = 50,
+        fraction: float = 0.1,
+        interval: int = 100,
         begin: int | float = 0.5,
-        end: int | float = 0.9,
+        end: int | float = 0.8,
     ):
         if not 0 < fraction < 1:
             raise ValueError(f"`fraction` must lie in (0, 1). Received {fraction!r}.")
@@ -179,6 +179,14 @@ class GlobalSparsity(Constraint):
     def _assign(self, values: Sequence[tf.Tensor]) -> None:
         for factor, value in zip(self._factors, values, strict=True):
             factor.variable.assign(value)
+
+    def deploy(self, values: Sequence[tf.Tensor], compiled: bool = False) -> list[tf.Tensor]:
+        algorithm = "bisection" if compiled else "histogram"
+        return tf.cond(
+            self.current.value <= self.budget,  # the factors are within the final budget already
+            lambda: [tf.identity(value) for value in values],
+            lambda: project_l0(list(values), self.budget, algorithm=algorithm),
+        )
 
     def finalized(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
         tensors = [tf.constant(value) for value in values]

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: `atmc compress | evaluate | export | inspect`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+from rich.console import Console
+from rich.text import Text
+
+from tfmot_atmc.cli import compress, evaluate, export, inspect
+from tfmot_atmc.cli.command import Command, make_console
+from tfmot_atmc.export import ExportError
+from tfmot_atmc.version import __version__
+
+__all__ = ["main"]
+
+_COMMANDS: dict[str, Command] = {
+    command.name: command
+    for command in (compress.COMMAND, evaluate.COMMAND, export.COMMAND, inspect.COMMAND)
+}
+# What a user can put right; anything else is a fault of ours and keeps its traceback.
+_EXPECTED = (
+    ValueError,
+    TypeError,
+    OSError,
+    ImportError,
+    RuntimeError,
+    ExportError,
+    FloatingPointError,
+    flags.Error,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: arguments without the program's name; None for those of the process.
+
+    Returns:
+        The exit code: 0, 2 after an error that is told in one line, 130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    console, errors = make_console(), make_console(stderr=True)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        console.print(_overview())
+        return 0
+    if arguments[0] == "--version":
+        console.print(__version__, highlight=False)
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in _COMMANDS:
+        _fail(errors, f"Unknown command {name!r}. Known: {', '.join(_COMMANDS)}.")
+        return 2
+    try:
+        _COMMANDS[name].run(rest, console)
+    except KeyboardInterrupt:
+        errors.print(Text(f"\nInterrupted. {_COMMANDS[name].after_interrupt}"))
+        return 130
+    except _EXPECTED as error:
+        if "--debug" in rest:
+            raise
+        _fail(errors, str(error) or type(error).__name__)
+        return 2
+    return 0
+
+
+def _fail(console: Console, message: str) -> None:
+    console.print(Text(f"atmc: error: {' '.join(message.split())}"), soft_wrap=True)
+
+
+def _overview() -> Text:
+    lines = ["Usage: atmc COMMAND [flags]", "", "Compresses Keras models that stay robust.", ""]
+    lines += [f"  {command.name:<10}{command.summary}" for command in _COMMANDS.values()]
+    lines += [
+        "",
+        "`atmc COMMAND --help` lists a command's flags. Each runs without any, on digits.",
+    ]
+    return Text("\n".join(lines))

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`atmc evaluate`: accuracy of a .keras or .tflite file on clean data and under attack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from rich.console import Console
+
+from tfmot_atmc import datasets
+from tfmot_atmc.cli.command import Command, define_number, demonstration_file
+from tfmot_atmc.evaluation import evaluate_robustness
+from tfmot_atmc.pipeline import load_keras, make_attack, standard_attacks
+from tfmot_atmc.presets import defaults
+
+__all__ = ["COMMAND"]
+
+
+def _define(values: flags.FlagValues) -> None:
+    at = {"flag_values": values}
+    flags.DEFINE_string("dataset", "digits", "digits, mnist, cifar10, ...", **at)
+    flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets.", **at)
+    flags.DEFINE_string("attack", None, "pgd or fgsm. [PGD of 16 and of 40 steps]", **at)
+    define_number("epsilon", "Radius in input units: 8/255. [by dataset]", values)
+    flags.DEFINE_integer("steps", None, "Steps of --attack.", lower_bound=1, **at)
+    flags.DEFINE_string("source", None, "Keras twin of a .tflite file, to attack it through.", **at)
+    flags.DEFINE_integer("limit", None, "Use only so many examples.", lower_bound=1, **at)
+    flags.DEFINE_integer("batch_size", 250, "Examples attacked at once.", lower_bound=1, **at)
+    flags.DEFINE_integer("seed", 0, "Seed of the attacks.", lower_bound=0, **at)
+    flags.DEFINE_string("out", None, "JSON file for the report.", **at)
+
+
+def _run(values: flags.FlagValues, operands: list[str], console: Console) -> None:
+    if values.steps is not None and values.attack is None:
+        raise ValueError("--steps is for --attack: add --attack pgd.")
+    name = operands[0] if operands else demonstration_file("final.keras", console)
+    target = _target(name, values.source)
+    source = None if values.source is None else load_keras(values.source)
+    data = datasets.load(values.dataset, data_dir=values.data_dir, limit=values.limit)
+    epsilon = defaults(values.dataset).epsilon if values.epsilon is None else values.epsilon
+    found: Any = standard_attacks(epsilon)
+    if values.attack is not None:
+        found = make_attack(values.attack, epsilon, values.steps)
+    report = evaluate_robustness(
+        target,
+        (data.x_test, data.y_test),
+        attacks=found,
+        source=source,
+        batch_size=values.batch_size,
+        seed=values.seed,
+        verbose=int(console.is_terminal),
+    )
+    console.print(str(report), highlight=False, markup=False)
+    if values.out is not None:
+        report.save(values.out)
+
+
+def _target(name: str, source: str | None) -> Any:
+    if Path(name).suffix == ".keras":
+        return load_keras(name)
+    if Path(name).suffix != ".tflite":
+        raise ValueError(f"Expected a .keras or .tflite file. Received {name!r}.")
+    if not Path(name).is_file():
+        raise FileNotFoundError(f"There is no file {name!r}.")
+    if source is None:
+        raise ValueError(
+            "A .tflite file gives no gradients. Name the Keras model it was made from by --source: "
+            "it is attacked through that."
+        )
+    return name
+
+
+COMMAND = Command(
+    "evaluate",
+    "Measures a .keras or .tflite model on clean data and under attack.",
+    _define,
+    _run,
+    operand="MODEL",
+)

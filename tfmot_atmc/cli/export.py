@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`atmc export`: from a .keras file to a sparse .tflite file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+from rich.console import Console
+
+from tfmot_atmc import datasets
+from tfmot_atmc.cli.command import Command, demonstration_file
+from tfmot_atmc.compression import strip_compression
+from tfmot_atmc.export import export_tflite
+from tfmot_atmc.pipeline import load_keras
+from tfmot_atmc.training import CompressedModel
+
+__all__ = ["COMMAND"]
+
+_EXAMPLES = 256
+
+
+def _define(values: flags.FlagValues) -> None:
+    at = {"flag_values": values}
+    flags.DEFINE_string("out", None, "File to write. [beside the model]", **at)
+    flags.DEFINE_string("dataset", None, "Compare on its test images. [random inputs]", **at)
+    flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets.", **at)
+    flags.DEFINE_integer("batch_size", 1, "Batch of the file; 0: open.", lower_bound=0, **at)
+    flags.DEFINE_bool("sparse", True, "Store sparse weights sparsely; --nosparse: not.", **at)
+    flags.DEFINE_float("tolerance", 1e-5, "Largest relative difference from Keras.", **at)
+
+
+def _run(values: flags.FlagValues, operands: list[str], console: Console) -> None:
+    name = operands[0] if operands else demonstration_file("final.keras", console)
+    model = load_keras(name)
+    if isinstance(model, CompressedModel):
+        model = strip_compression(model)
+    inputs = None
+    if values.dataset is not None:
+        inputs = datasets.load(values.dataset, data_dir=values.data_dir, limit=_EXAMPLES).x_test
+    report = export_tflite(
+        model,
+        values.out or Path(name).with_suffix(".tflite"),
+        inputs=inputs,
+        sparse=values.sparse,
+        batch_size=values.batch_size or None,
+        tolerance=values.tolerance,
+    )
+    console.print(str(report), highlight=False, markup=False)
+
+
+COMMAND = Command(
+    "export",
+    "Writes a .keras model as a sparse .tflite file, run and compared before it is kept.",
+    _define,
+    _run,
+    operand="MODEL.keras",
+)

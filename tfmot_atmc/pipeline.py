@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole way from a model's name or file to a checked .tflite file and its figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from tfmot_atmc import attacks, datasets, models, recipes
+from tfmot_atmc.attacks import Attack
+from tfmot_atmc.compression import strip_compression
+from tfmot_atmc.datasets import Dataset
+from tfmot_atmc.evaluation import evaluate_robustness
+from tfmot_atmc.export import export_tflite
+from tfmot_atmc.figures import results_figure, save_figure
+from tfmot_atmc.files import write_json
+from tfmot_atmc.presets import defaults
+from tfmot_atmc.settings import CompressionSettings
+from tfmot_atmc.training import CompressedModel
+from tfmot_atmc.version import __version__
+
+__all__ = [
+    "EpochLines",
+    "load_keras",
+    "make_attack",
+    "run_compression",
+    "standard_attacks",
+]
+
+_PARITY_EXAMPLES = 256
+_PACKAGES = ("tensorflow", "keras", "numpy", "ai-edge-litert")
+
+
+def run_compression(
+    settings: CompressionSettings,
+    *,
+    verbose: int = 0,
+    log: Callable[[str], None] | None = None,
+    command: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Trains, compresses, strips, evaluates and exports; interrupted, it goes on when called again.
+
+    Writes into `settings.out`: `<stage>.keras` and `<stage>.json` for each stage, `final.keras`
+    (plain Keras), `model.tflite`, `dense.tflite`, `results.json` and `results.png`.
+
+    Args:
+        settings: what to do.
+        verbose: as in `keras.Model.fit`; also whether evaluation shows its progress.
+        log: called with lines on the progress; None for silence.
+        command: the command line, for the record.
+
+    Returns:
+        What `results.json` holds.
+
+    Raises:
+        ValueError: for settings that do not fit, also those of an older run in the same folder.
+        FileNotFoundError: if `model` names a file that is not there.
+        FloatingPointError: if training diverges.
+        ExportError: if the .tflite file cannot be made, or is not the model.
+
+    Example:
+
+    >>> results = run_compression(CompressionSettings(out="digits"))  # doctest: +SKIP
+    >>> results["bytes"]["tflite"]  # doctest: +SKIP
+    """
+    settings = settings.resolved()
+    say = log or (lambda line: None)
+    training_attack = make_attack(settings.attack, settings.epsilon, settings.steps)
+    start, data = _start(settings)
+    out = Path(str(settings.out))
+    out.mkdir(parents=True, exist_ok=True)
+    trained, seconds = _train(settings, start, data, training_attack, verbose, say)
+    final = strip_compression(trained) if isinstance(trained, CompressedModel) else trained
+    _save(final, out / "final.keras")
+    dense = start
+    if settings.dense_epochs:
+        dense = strip_compression(load_keras(out / "dense.keras"))
+    say("Exporting")
+    parity = data.x_test[:_PARITY_EXAMPLES]
+    dense_file = export_tflite(
+        dense, out / "dense.tflite", inputs=parity, sparse=False, measure_latency=False
+    )
+    file = export_tflite(final, out / "model.tflite", inputs=parity)
+    evaluation = _evaluate(settings, data, dense, final, out / "model.tflite", verbose, say)
+    report = trained.compression_report()
+    results = {
+        "settings": dataclasses.asdict(settings),
+        "command": list(command),
+        "versions": _versions(),
+        "seconds": seconds,
+        "training_attack": attacks.serialize(training_attack),
+        "evaluation": evaluation,
+        "compression": report.to_dict(),
+        "bytes": {
+            "dense_kernels": 4 * report.dense_parameters,
+            "paper": -(-report.paper_bits // 8),
+            "dense_tflite": dense_file.bytes,
+            "tflite": file.bytes,
+        },
+        "export": file.to_dict(),
+    }
+    write_json(out / "results.json", results)
+    save_figure(results_figure(results), out / "results.png")
+    return json.loads((out / "results.json").read_text())
+
+
+def make_attack(name: str, epsilon: Any, steps: int | None = None, **arguments: Any) -> Attack:
+    """Returns an attack by name; `steps` is for those that take steps.
+
+    Args:
+        name: as in `tfmot_atmc.attacks.get`.
+        epsilon: radius in input units.
+        steps: number of steps, or None for the attack's own.
+        **arguments: further arguments of the attack.
+
+    Example:
+
+    >>> make_attack("fgsm", 0.1, steps=7).epsilon.tolist()
+    0.1
+    """
+    attack = attacks.get(name, epsilon=epsilon, **arguments)
+    if steps is None or "steps" not in attack.get_config():
+        return attack
+    return attacks.get(name, epsilon=epsilon, steps=steps, **arguments)
+
+
+def standard_attacks(epsilon: float) -> dict[str, Attack]:
+    """Returns the attacks every result is given for: the papers' PGD-16, and a longer PGD-40.
+
+    Args:
+        epsilon: radius in input units, for pixels in [0, 1].
+    """
+    return {
+        "PGD-16": attacks.PGD(epsilon=epsilon, steps=16, rule="kurakin"),
+        "PGD-40": attacks.PGD(epsilon=epsilon, steps=40, step_size=epsilon / 6),
+    }
+
+
+def load_keras(path: str | Path) -> keras.Model:
+    """Loads a `.keras` file, compressed or plain, without its optimizer.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        ValueError: if it is not a Keras model.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no file {str(path)!r}.")
+    if Path(path).suffix != ".keras":
+        raise ValueError(f"Expected a .keras file. Received {str(path)!r}.")
+    return keras.saving.load_model(path, compile=False)
+
+
+class EpochLines(keras.callbacks.Callback):
+    """Logs one line for every epoch, for where a progress bar cannot be shown.
+
+    Args:
+        log: called with each line.
+    """
+
+    def __init__(self, log: Callable[[str], None]):
+        super().__init__()
+        self._log = log
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Logs the epoch's metrics."""
+        values = " ".join(f"{name} {float(value):.4f}" for name, value in (logs or {}).items())
+        self._log(f"  epoch {epoch + 1}/{self.params['epochs']}: {values}")
+
+
+def _start(settings: CompressionSettings) -> tuple[keras.Model, Dataset]:
+    name = str(settings.model)
+    if name not in models.names() and not Path(name).is_file():
+        raise FileNotFoundError(
+            f"{name!r} is neither a .keras file nor one of {', '.join(models.names())}."
+        )
+    loaded = load_keras(name) if name not in models.names() else None
+    data = datasets.load(
+        settings.dataset,
+        validation_fraction=defaults(settings.dataset).validation_fraction,
+        data_dir=settings.data_dir,
+        limit=settings.limit,
+    )
+    if loaded is None:
+        arguments = {"input_shape": data.input_shape, "num_classes": data.num_classes}
+        return models.get(name, seed=settings.seed, **arguments), data
+    if isinstance(loaded, CompressedModel):
+        loaded = strip_compression(loaded)
+    if tuple(loaded.input_shape[1:]) != data.input_shape:
+        raise ValueError(
+            f"{name} takes inputs of shape {tuple(loaded.input_shape[1:])}, but those of "
+            f"{settings.dataset!r} have shape {data.input_shape}."
+        )
+    return loaded, data
+
+
+def _train(
+    settings: CompressionSettings,
+    start: keras.Model,
+    data: Dataset,
+    attack: Attack,
+    verbose: int,
+    say: Callable[[str], None],
+) -> tuple[Any, dict[str, float]]:
+    """Runs the stages one by one, to know what each of them took, interruptions included."""
+    out, stages = Path(str(settings.out)), settings.stages()
+    clock = out / "seconds.json"
+    seconds: dict[str, float] = json.loads(clock.read_text()) if clock.exists() else {}
+    trained: Any = start
+    for number, stage in enumerate(stages):
+        done = (out / f"{stage.name}.json").exists()
+        say(f"Stage {stage.name}: " + ("done before" if done else f"{stage.epochs} epochs"))
+        begin = time.monotonic()
+        try:
+            trained = recipes.run_stages(
+                start,
+                stages[: number + 1],
+                data,
+                attack=attack,
+                out_dir=out,
+                objective=settings.objective,
+                augment=defaults(settings.dataset).augment,
+                seed=settings.seed,
+                verbose=verbose,
+                extra_callbacks=[] if verbose else [EpochLines(say)],
+            )
+        finally:
+            if not done:
+                seconds[stage.name] = seconds.get(stage.name, 0.0) + time.monotonic() - begin
+                write_json(clock, seconds)
+    return trained, seconds
+
+
+def _save(model: keras.Model, path: Path) -> None:
+    partial = path.with_name(f"partial.{path.name}")
+    model.save(partial)
+    partial.replace(path)
+
+
+def _evaluate(
+    settings: CompressionSettings,
+    data: Dataset,
+    dense: keras.Model,
+    final: keras.Model,
+    path: Path,
+    verbose: int,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    found = {}
+    # One set for all: what was traced for a model serves the file that is attacked through it.
+    chosen = standard_attacks(float(settings.epsilon or 0))
+    for name, target, source in (
+        ("dense", dense, None),
+        ("compressed", final, None),
+        ("tflite", str(path), final),
+    ):
+        say(f"Attacking the {name} model")
+        report = evaluate_robustness(
+            target,
+            (data.x_test, data.y_test),
+            attacks=chosen,
+            source=source,
+            drop_broken=False,
+            seed=settings.seed,
+            verbose=verbose,
+        )
+        accuracies = zip(("PGD-16", "PGD-40"), report.attacks, strict=True)
+        found[name] = {
+            "clean": report.clean_accuracy,
+            **{attack: result.accuracy for attack, result in accuracies},
+            "report": report.to_dict(),
+        }
+    return found
+
+
+def _versions() -> dict[str, str]:
+    found = {"tfmot-atmc": __version__, "python": platform.python_version()}
+    return found | {package: metadata.version(package) for package in _PACKAGES}

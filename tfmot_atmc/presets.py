@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run uses for each dataset where nothing else is asked for.
+
+Example:
+
+>>> defaults("mnist").model, round(defaults("mnist").epsilon * 255)
+('lenet', 76)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+__all__ = ["DatasetDefaults", "defaults"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetDefaults:
+    """Defaults of one dataset.
+
+    Attributes:
+        model: name of a network of `tfmot_atmc.models`.
+        epsilon: radius of the attacks, in input units.
+        steps: steps of the training attack.
+        dense_epochs: epochs of the dense start.
+        epochs: epochs of the pruning stage.
+        ratio: nonzeros as a ratio of the dense kernels' parameters.
+        bits: b of ATMC's codebooks.
+        augment: augmentation of the training data, or None.
+        validation_fraction: part of the training data held out.
+    """
+
+    model: str = "resnet20"
+    epsilon: float = 4 / 255
+    steps: int = 7
+    dense_epochs: int = 60
+    epochs: int = 60
+    ratio: float = 0.05
+    bits: int = 8
+    augment: str | None = "crop_flip"
+    validation_fraction: float = 0.02
+
+
+# Epsilons are those of Gui et al., NeurIPS 2019, section 4.1; digits and Fashion-MNIST are ours.
+_DEFAULTS = {
+    "digits": DatasetDefaults(
+        model="small_cnn",
+        epsilon=0.15,
+        steps=5,
+        dense_epochs=20,
+        epochs=20,
+        bits=4,
+        augment=None,
+        validation_fraction=0.1,
+    ),
+    "mnist": DatasetDefaults(
+        model="lenet",
+        epsilon=76 / 255,
+        steps=3,
+        dense_epochs=16,
+        epochs=8,
+        ratio=0.01,
+        augment=None,
+    ),
+    "fashion_mnist": DatasetDefaults(
+        model="lenet",
+        epsilon=0.1,
+        steps=3,
+        dense_epochs=16,
+        epochs=8,
+        ratio=0.02,
+        augment=None,
+    ),
+    "cifar10": DatasetDefaults(),
+    "cifar100": DatasetDefaults(ratio=0.1),
+    "svhn_cropped": DatasetDefaults(augment="reflect_crop", dense_epochs=30, epochs=30),
+}
+
+
+def defaults(dataset: str) -> DatasetDefaults:
+    """Returns the defaults of a dataset; those of CIFAR-10, unaugmented, for an unknown one.
+
+    Args:
+        dataset: name of a dataset, as `tfmot_atmc.datasets.load` takes it.
+    """
+    return _DEFAULTS.get(dataset, DatasetDefaults(augment=None))

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings of a whole compression, and the stages that follow from them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from tfmot_atmc import methods, models, recipes
+from tfmot_atmc.presets import defaults
+from tfmot_atmc.recipes import Stage
+
+__all__ = ["METHODS", "CompressionSettings"]
+
+METHODS = ("atmc", "al0", "da")
+
+
+@dataclasses.dataclass(frozen=True)
+class CompressionSettings:
+    """What to compress, how, and where to. None means the dataset's default (`presets`).
+
+    Attributes:
+        model: name of a network of `tfmot_atmc.models`, or path of a `.keras` file.
+        dataset: name of a dataset.
+        method: `"atmc"`, `"al0"`, or `"da"` for the dense start alone.
+        ratio: nonzeros as a ratio of the dense kernels' parameters, in (0, 1].
+        bits: b of ATMC's codebooks, or 32 for none.
+        epsilon: radius of the attacks, in input units.
+        attack: name of the training attack.
+        steps: its steps, where it takes steps.
+        objective: `"adversarial"` or `"half"`.
+        preset: `"default"`, or `"paper"` for the stages of the authors' code.
+        dense_epochs: epochs of the dense start; by default 0 for a `.keras` file.
+        epochs: epochs of the pruning stage.
+        batch_size: examples a step; None for the stage's own.
+        seed: seed of weights, batches and attacks.
+        limit: at most so many examples in each split; None for all.
+        out: folder for all files.
+        data_dir: folder of tensorflow-datasets.
+    """
+
+    model: str | None = None
+    dataset: str = "digits"
+    method: str = "atmc"
+    ratio: float | None = None
+    bits: int | None = None
+    epsilon: float | None = None
+    attack: str = "pgd"
+    steps: int | None = None
+    objective: str = "adversarial"
+    preset: str = "default"
+    dense_epochs: int | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    seed: int = 0
+    limit: int | None = None
+    out: str | None = None
+    data_dir: str | None = None
+
+    def resolved(self) -> CompressionSettings:
+        """Returns the settings with all defaults filled in.
+
+        Raises:
+            ValueError: if a value is out of range or does not fit the others.
+        """
+        known = defaults(self.dataset)
+        model = self.model or known.model
+        filled: dict[str, Any] = {
+            "model": model,
+            "ratio": known.ratio,
+            "bits": known.bits if self.method == "atmc" else 32,
+            "epsilon": known.epsilon,
+            "steps": known.steps,
+            "dense_epochs": 0 if model not in models.names() else known.dense_epochs,
+            "epochs": known.epochs,
+            "out": f"atmc_out/{self.dataset}",
+        }
+        missing = {name: value for name, value in filled.items() if getattr(self, name) is None}
+        found = dataclasses.replace(self, **missing)
+        found._check()
+        return found
+
+    def _check(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"`method` must be one of {METHODS}. Received {self.method!r}.")
+        if self.method != "atmc" and self.bits != 32:
+            raise ValueError(f"`bits` is for the method 'atmc'. Received {self.method!r}.")
+        methods.ATMC(ratio=self.ratio, bits=self.bits or 32)  # refuses values out of range
+        if (self.dense_epochs or 0) < 0 or (self.epochs or 0) < 1 or (self.batch_size or 1) < 1:
+            raise ValueError(
+                "`epochs` and `batch_size` must be at least 1 and `dense_epochs` at least 0. "
+                f"Received {self.epochs}, {self.batch_size} and {self.dense_epochs}."
+            )
+        if self.method == "da" and not self.dense_epochs:
+            raise ValueError("The method 'da' only trains: give `dense_epochs` of at least 1.")
+
+    def stages(self) -> list[Stage]:
+        """Returns the stages of training; the settings must be resolved."""
+        ratio, epochs = float(self.ratio or 0), int(self.epochs or 0)
+        found = []
+        if self.dense_epochs:
+            found.append(recipes.dense_stage(self.dense_epochs, self.preset))
+        if self.method == "atmc":
+            found += recipes.atmc_stages(ratio, int(self.bits or 32), epochs, self.preset)
+        elif self.method == "al0":
+            found += recipes.l0_stages(ratio, epochs, self.preset)
+        if self.batch_size is not None:
+            found = [dataclasses.replace(stage, batch_size=self.batch_size) for stage in found]
+        return found
