@@ -85,7 +85,7 @@ def pair_stages(kind: str, ratio: float) -> list[recipes.Stage]:
     """One stage of equal length for ATMC and for plain projection."""
     epochs = PAIR_EPOCHS.value
     if kind == "atmc":
-        return recipes.atmc_stages(ratio, 32, epochs)
+        return recipes.atmc_stages(ratio, 32, epochs)[:1]  # as many steps as the other
     return recipes.l0_stages(ratio, epochs)
 
 
@@ -101,7 +101,7 @@ def train_all(data: Any) -> dict[str, keras.Model]:
         if wanted(f"ratio:{ratio}"):
             stages = recipes.atmc_stages(ratio, 8, epochs)
             models[f"atmc8@{ratio}"] = train(dense, stages, data, f"ratio{ratio}", 0)
-            models[f"atmc32@{ratio}"] = train(dense, stages[:1], data, f"ratio{ratio}", 0)
+            models[f"atmc32@{ratio}"] = train(dense, stages[:-1], data, f"ratio{ratio}", 0)
     for seed in map(int, SEEDS.value):
         if wanted(f"pair:{seed}"):
             for kind in ("atmc", "l0"):

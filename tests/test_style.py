@@ -43,6 +43,7 @@ FLOORS = {
     "pipeline": 4,
     "presets": 4,
     "recipes": 4,
+    "stages": 4,
     "settings": 4,
     "__main__": 5,
     "cli": 5,

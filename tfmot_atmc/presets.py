@@ -58,7 +58,7 @@ _DEFAULTS = {
         epsilon=76 / 255,
         steps=3,
         dense_epochs=16,
-        epochs=8,
+        epochs=14,
         ratio=0.01,
         augment=None,
     ),

@@ -57,7 +57,7 @@ def _run(values: flags.FlagValues, operands: list[str], console: Console) -> Non
     settings = CompressionSettings(**{name: values[name].value for name in names}).resolved()
     command = ["atmc", "compress", *_given(values)]
     results = run_compression(settings, command=command, **training_output(console))
-    show_results(results, console)
+    _show_results(results, console)
     console.print(f"All files are in {settings.out}; see results.png there.")
 
 
@@ -73,7 +73,7 @@ def _set_threads(count: int) -> None:
         raise ValueError("--threads must be set before TensorFlow runs in this process.") from error
 
 
-def show_results(results: dict[str, Any], console: Console) -> None:
+def _show_results(results: dict[str, Any], console: Console) -> None:
     """Prints the table of results.
 
     Args:

@@ -29,14 +29,13 @@ class _State:
 
 
 @functools.cache
-def _clustering(num_values: int, grid: int | None, restricted: bool, warm: bool) -> Callable:
+def _clustering(num_values: int, grid: int | None, warm: bool) -> Callable:
     """Returns the clustering of flat values, traced once for factors of all shapes."""
 
     def cluster(flat: tf.Tensor, codebook: tf.Tensor) -> ZeroKMeans:
         return zero_kmeans(
             flat,
             num_values,
-            where=flat != 0 if restricted else None,
             initial_codebook=codebook if warm else None,
             grid=grid,
         )
@@ -153,7 +152,7 @@ class Codebook(Constraint):
             if state.duplicate is None or state.dual is None:
                 continue
             theta = state.factor.read()
-            found = self._cluster(theta + state.dual.value, False, compiled, state)
+            found = self._cluster(theta + state.dual.value, compiled, state)
             state.codebook.assign(found.codebook)
             state.duplicate.assign(found.values)
             state.dual.assign_add(theta - found.values)
@@ -174,14 +173,29 @@ class Codebook(Constraint):
             if state.members is None:
                 continue
             value = state.factor.read()
-            found = self._cluster(value, True, compiled, state)
-            state.codebook.assign(found.codebook)
-            edges = 0.5 * (found.codebook[1:] + found.codebook[:-1])
-            flat = tf.searchsorted(edges, tf.reshape(found.values, (-1,)), side="left") + 1
+            values, codebook = self._best_clusters(value, compiled)
+            state.codebook.assign(codebook)
+            edges = 0.5 * (codebook[1:] + codebook[:-1])
+            flat = tf.searchsorted(edges, tf.reshape(values, (-1,)), side="left") + 1
             index = tf.reshape(tf.cast(flat, tf.int32), value.shape)
             state.members.assign(tf.where(value != 0, index, tf.zeros_like(index)))
         self.active.assign(True)
         return self._average(compiled)
+
+    def _best_clusters(self, value: tf.Tensor, compiled: bool) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns clustered nonzeros and their codebook; the optimal ones unless XLA compiles."""
+        if compiled:
+            found = zero_kmeans(
+                value, self.num_values, where=value != 0, grid=self.grid, static=True
+            )
+            return found.values, found.codebook
+
+        def optimal(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            best = optimal_zero_kmeans(array, self.num_values, where=array != 0, grid=self.grid)
+            return np.asarray(best.values, np.float32), np.asarray(best.codebook, np.float32)
+
+        values, codebook = tf.numpy_function(optimal, [value], [tf.float32, tf.float32])
+        return tf.ensure_shape(values, value.shape), tf.ensure_shape(codebook, [self.num_values])
 
     def _average(self, compiled: bool) -> tf.Tensor:
         for state in self._states:
@@ -216,47 +230,29 @@ class Codebook(Constraint):
 
     # --- both -----------------------------------------------------------------------------------
 
-    def _cluster(
-        self, values: tf.Tensor, restricted: bool, compiled: bool, state: _State
-    ) -> ZeroKMeans:
-        """Clusters from the stored codebook, or afresh when there is none yet.
-
-        Args:
-            values: the factor's values.
-            restricted: whether zeros stay out of the clustering and nonzeros stay nonzero.
-            compiled: whether XLA compiles the step, which needs static shapes.
-            state: the factor's state, with the stored codebook.
-        """
+    def _cluster(self, values: tf.Tensor, compiled: bool, state: _State) -> ZeroKMeans:
+        """Clusters from the stored codebook, or afresh when there is none yet."""
         stored = state.codebook.value
         if compiled:
-            where = values != 0 if restricted else None
 
             def run(codebook: tf.Tensor | None) -> ZeroKMeans:
                 return zero_kmeans(
                     values,
                     self.num_values,
-                    where=where,
                     initial_codebook=codebook,
                     grid=self.grid,
                     static=True,
                 )
 
-            if restricted:  # values are tied once, with no codebook before
-                return run(None)
             return tf.cond(self.active.value, lambda: run(stored), lambda: run(None))
-        cold = _clustering(self.num_values, self.grid, restricted, False)
         flat = tf.reshape(values, (-1,))
-        if restricted:  # values are tied once, with no codebook before
-            found = cold(flat, stored)
-        else:
-            warm = _clustering(self.num_values, self.grid, restricted, True)
-            found = tf.cond(
-                self.active.value, lambda: warm(flat, stored), lambda: cold(flat, stored)
-            )
+        cold = _clustering(self.num_values, self.grid, False)
+        warm = _clustering(self.num_values, self.grid, True)
+        found = tf.cond(self.active.value, lambda: warm(flat, stored), lambda: cold(flat, stored))
         return ZeroKMeans(tf.reshape(found[0], values.shape), found[1], found[2])
 
     def deploy(self, values: Sequence[tf.Tensor], compiled: bool = False) -> list[tf.Tensor]:
-        if self.algorithm == "shared" and self.grid is None:
+        if self.algorithm == "shared":
             return list(values)  # already feasible once it acts
 
         def snapped() -> list[tf.Tensor]:

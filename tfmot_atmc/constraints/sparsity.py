@@ -108,6 +108,7 @@ class GlobalSparsity(Constraint):
             name="budget", shape=(), dtype="int32", initializer=keras.initializers.Constant(entries)
         )
         self._masks = []
+        self._tops: dict[bool, Any] = {}
         if self.growth is not None:
             self._masks = [
                 add_weight(
@@ -116,13 +117,30 @@ class GlobalSparsity(Constraint):
                 for i, f in enumerate(self._factors)
             ]
 
+    def _top(self, scores: Sequence[tf.Tensor], k: Any, compiled: bool = False) -> list[tf.Tensor]:
+        """Returns where the k largest magnitudes over all tensors are.
+
+        One vector of all entries, and one trace for all callers, keep the graph of a deep model
+        small.
+        """
+        if compiled not in self._tops:
+            algorithm = "bisection" if compiled else "histogram"
+            self._tops[compiled] = tf.function(
+                lambda flat, count: l0_masks([flat], count, algorithm=algorithm)[0],
+                autograph=False,
+                experimental_attributes=None if compiled else {"_noinline": True},
+            )
+        flat = tf.concat([tf.reshape(score, (-1,)) for score in scores], axis=0)
+        mask = self._tops[compiled](flat, tf.convert_to_tensor(k, tf.int32))
+        parts = tf.split(mask, [int(np.prod(score.shape)) for score in scores])
+        return [tf.reshape(part, score.shape) for part, score in zip(parts, scores, strict=True)]
+
     def project(self, moment: Moment, gradients: Sequence[tf.Tensor] | None) -> None:
         budget = self.schedule.budget(moment, self.budget, self._total, self.current.value)
         self.current.assign(budget)
         values = [f.read() for f in self._factors]
-        algorithm = "bisection" if moment.compiled else "histogram"
         if self.growth is None:
-            self._assign(project_l0(values, budget, algorithm=algorithm))
+            self._assign_within(values, self._top(values, budget, moment.compiled))
             return
         if gradients is None:
             raise ValueError("Growth by gradient needs the gradients of the step.")
@@ -132,19 +150,19 @@ class GlobalSparsity(Constraint):
         event = event & ((moment.step - first) % self.growth.interval == 0)
 
         def moved() -> list[tf.Tensor]:
-            return self._moved_support(values, gradients, budget, moment, algorithm)
+            return self._moved_support(values, gradients, budget, moment)
 
         def kept() -> list[tf.Tensor]:
             return tf.cond(
                 fixed,
                 lambda: [tf.identity(mask.value) for mask in self._masks],
-                lambda: l0_masks(values, budget, algorithm=algorithm),
+                lambda: self._top(values, budget, moment.compiled),
             )
 
         masks = tf.cond(event, moved, kept)
         for variable, mask in zip(self._masks, masks, strict=True):
             variable.assign(mask)
-        self._assign([tf.where(m, v, tf.zeros_like(v)) for v, m in zip(values, masks, strict=True)])
+        self._assign_within(values, masks)
 
     def _moved_support(
         self,
@@ -152,7 +170,6 @@ class GlobalSparsity(Constraint):
         gradients: Sequence[tf.Tensor],
         budget: tf.Tensor,
         moment: Moment,
-        algorithm: str,
     ) -> list[tf.Tensor]:
         """Returns the support after one event of dropping and growing."""
         growth = self.growth or GradientGrowth()
@@ -166,26 +183,29 @@ class GlobalSparsity(Constraint):
         keep = [
             mask & (value != 0)
             for mask, value in zip(
-                l0_masks(held, budget - moving, algorithm=algorithm), held, strict=True
+                self._top(held, budget - moving, moment.compiled), held, strict=True
             )
         ]
         scores = [
             tf.where(stays, 0.0, g) if factor.growable else tf.zeros_like(g)
             for stays, g, factor in zip(keep, gradients, self._factors, strict=True)
         ]
-        grow = l0_masks(scores, moving, algorithm=algorithm)
+        grow = self._top(scores, moving, moment.compiled)
         return [a | (b & (score != 0)) for a, b, score in zip(keep, grow, scores, strict=True)]
 
-    def _assign(self, values: Sequence[tf.Tensor]) -> None:
-        for factor, value in zip(self._factors, values, strict=True):
-            factor.variable.assign(value)
+    def _assign_within(self, values: Sequence[tf.Tensor], masks: Sequence[tf.Tensor]) -> None:
+        for factor, value, mask in zip(self._factors, values, masks, strict=True):
+            factor.variable.assign(tf.where(mask, value, tf.zeros_like(value)))
 
     def deploy(self, values: Sequence[tf.Tensor], compiled: bool = False) -> list[tf.Tensor]:
-        algorithm = "bisection" if compiled else "histogram"
+        def pruned() -> list[tf.Tensor]:
+            masks = self._top(values, self.budget, compiled)
+            return [tf.where(m, v, tf.zeros_like(v)) for v, m in zip(values, masks, strict=True)]
+
         return tf.cond(
             self.current.value <= self.budget,  # the factors are within the final budget already
             lambda: [tf.identity(value) for value in values],
-            lambda: project_l0(list(values), self.budget, algorithm=algorithm),
+            pruned,
         )
 
     def finalized(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
