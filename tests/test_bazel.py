@@ -67,7 +67,6 @@ def test_every_test_and_every_script_has_a_target_that_runs_it(rules):
     assert mains >= set(_files("examples/*.py", "benchmarks/*.py", "tfmot_atmc/__main__.py"))
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bazel") is None, reason="bazel is not installed")
 def test_bazel_itself_reads_the_targets(rules, tmp_path):
     # --batch leaves no server behind, and the output root nothing in the home folder.

@@ -203,7 +203,9 @@ def test_inputs_outside_the_bounds_are_refused_in_fit_and_evaluate(digits):
     small = _compiled()
     before = small.get_weights()
     for call in (small.fit, small.evaluate):
-        with pytest.raises(ValueError, match=r"within the attack's bounds.*Scale the inputs"):
+        with pytest.raises(
+            ValueError, match=r"within the bounds of the attack, \(0.0, 1.0\).*Scale the inputs"
+        ):
             call(255 * x, y, verbose=0)
     with pytest.raises(ValueError, match="finite"):
         small.fit(np.full_like(x, np.nan), y, verbose=0)

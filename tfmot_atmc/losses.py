@@ -170,7 +170,8 @@ def guard_bounds(attack: Attack, x: Any) -> None:
         if high is not None:
             inside &= tf.reduce_all(value <= tf.cast(high, tf.float32) + slack)
         message = (
-            f"{_MARKER} Inputs must be finite and within the attack's bounds {attack.bounds}. "
+            f"{_MARKER} Inputs must be finite and within the bounds of the attack, "
+            f"{attack.get_config()['bounds']}. "
             "Scale the inputs, or give the attack the bounds and epsilon of your input units."
         )
         tf.debugging.Assert(
