@@ -25,6 +25,9 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
+        umask = os.umask(0)  # mkstemp makes files that only their owner may read
+        os.umask(umask)
+        os.chmod(partial, 0o666 & ~umask)
         os.replace(partial, target)
     except BaseException:
         Path(partial).unlink(missing_ok=True)
