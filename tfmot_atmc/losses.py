@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -153,15 +154,29 @@ def choose_monitor_modes(callbacks: Sequence[Any]) -> None:
             callback.mode = better[name]
 
 
-def guard_bounds(attack: Attack, x: Any) -> None:
-    """Adds a check to the graph that floating inputs lie within the attack's bounds.
+def part_of_the_way(x: Any, x_adversarial: Any, share: tf.Tensor) -> Any:
+    """Returns the inputs with a share, in [0, 1], of their perturbations."""
 
-    XLA leaves checks out; there it does nothing.
+    def mix(clean: tf.Tensor, attacked: tf.Tensor) -> tf.Tensor:
+        if not attacked.dtype.is_floating:
+            return attacked
+        return clean + tf.cast(share, attacked.dtype) * (attacked - clean)
+
+    return tf.nest.map_structure(mix, x, x_adversarial)
+
+
+def within_bounds(attack: Attack, x: Any) -> Any:
+    """Returns the inputs, which a graph reads only after it has checked them.
+
+    Floating inputs must lie within the attack's bounds. An assertion runs beside the other ops of
+    a graph; what must not get ahead of it has to depend on the inputs returned. XLA leaves checks
+    out; there this does nothing.
     """
     low, high = attack.bounds
-    for leaf in tf.nest.flatten(x):
+
+    def checked(leaf: tf.Tensor) -> tf.Tensor:
         if not leaf.dtype.is_floating:
-            continue
+            return leaf
         value = tf.cast(leaf, tf.float32)
         slack = 1e-5
         inside = tf.reduce_all(tf.math.is_finite(value))
@@ -174,9 +189,12 @@ def guard_bounds(attack: Attack, x: Any) -> None:
             f"{attack.get_config()['bounds']}. "
             "Scale the inputs, or give the attack the bounds and epsilon of your input units."
         )
-        tf.debugging.Assert(
-            inside, [message, "Range found:", tf.reduce_min(value), tf.reduce_max(value)]
-        )
+        found = [message, "Range found:", tf.reduce_min(value), tf.reduce_max(value)]
+        check = tf.debugging.Assert(inside, found)
+        with tf.control_dependencies([] if check is None else [check]):
+            return tf.identity(leaf)
+
+    return tf.nest.map_structure(checked, x)
 
 
 def bounds_message(error: Exception) -> str | None:

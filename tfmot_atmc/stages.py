@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from tfmot_atmc import attacks
-from tfmot_atmc.constraints import ConstantBudget, CubicBudget, GradientGrowth
+from tfmot_atmc.constraints import ConstantBudget, CubicBudget
 from tfmot_atmc.methods import AL0, ATMC, DA, Method
 from tfmot_atmc.objectives import AdversarialLoss
 
@@ -120,7 +120,11 @@ _PRUNING: dict[str, Any] = {
     "clipnorm": 5.0,
     "objective": AdversarialLoss(clean_weight=0.2),
 }
-_HARDENING = _PRUNING | {"learning_rate": 0.05, "attack_factor": 3}
+_HARDENING: dict[str, Any] = _PRUNING | {
+    "learning_rate": 0.05,
+    "attack_factor": 3,
+    "objective": AdversarialLoss(clean_weight=0.3),
+}
 _CODEBOOK = _HARDENING | {"learning_rate": 0.02}
 
 
@@ -145,15 +149,15 @@ def atmc_stages(
 ) -> list[Stage]:
     """Returns the stages of ATMC after the dense start.
 
-    The default prunes along a cubic and grows by gradient, then hardens the few weights that are
-    left under an attack of three times the steps (they learn to fool a short attack), and with
-    `bits` below 32 ties the weights to codebooks. The preset `"paper"` is l0 projection of plain
+    The default prunes along a cubic, then hardens the few weights that are left under an attack of
+    three times the steps (they learn to fool a short attack), and with `bits` below 32 ties the
+    weights to codebooks. It does not grow by gradient: in paired runs growth lost. The preset `"paper"` is l0 projection of plain
     kernels, then ATMC-32, then ATMC-b by ADMM, with the learning rates of the authors' code.
 
     Args:
         ratio: nonzeros as a ratio of the dense kernels' parameters.
         bits: b of the codebooks; 32 for none.
-        epochs: epochs of the pruning stage; hardening takes a sixth and a codebook a twelfth more.
+        epochs: epochs of the pruning stage; hardening takes a fourth and a codebook a twelfth more.
         preset: `"default"` or `"paper"`.
 
     Source of the paper's: Gui et al., NeurIPS 2019, section 4.1, and the authors' code.
@@ -171,10 +175,10 @@ def atmc_stages(
             method = ATMC(ratio, bits=bits, schedule=constant, algorithm="admm", codebook_begin=0)
             stages.append(Stage(f"atmc{bits}", method, epochs, 0.005, decay=decay, **common))
         return stages
-    method = ATMC(ratio, schedule=CubicBudget(end=0.4), growth=GradientGrowth())
+    method = ATMC(ratio, schedule=CubicBudget(end=0.4))
     stages = [Stage("atmc32", method, epochs, **_PRUNING)]
     method = ATMC(ratio, schedule=ConstantBudget())
-    stages.append(Stage("hardened", method, max(1, epochs // 6), **_HARDENING))
+    stages.append(Stage("hardened", method, max(1, epochs // 4), **_HARDENING))
     if bits != 32:
         method = ATMC(ratio, bits=bits, schedule=ConstantBudget(), codebook_begin=0)
         stages.append(Stage(f"atmc{bits}", method, max(1, epochs // 12), **_CODEBOOK))

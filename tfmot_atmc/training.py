@@ -19,8 +19,9 @@ from tfmot_atmc.losses import (
     check_loss,
     choose_monitor_modes,
     correct_predictions,
-    guard_bounds,
+    part_of_the_way,
     reported_metrics,
+    within_bounds,
 )
 from tfmot_atmc.objectives import get_objective
 from tfmot_atmc.report import CompressionReport, compression_report
@@ -227,7 +228,6 @@ class CompressedModel(keras.Model):
     # --- Keras's steps ------------------------------------------------------------------------
 
     def _attacked(self, attack: Attack, x: Any, y: Any, salt: int) -> Any:
-        guard_bounds(attack, x)
         stream = tf.stack([tf.constant(self.seed + salt, tf.int64), tf.cast(self._step, tf.int64)])
         attack, target = attack_target(
             attack, lambda inputs: self.model(inputs, training=False), self.loss
@@ -236,6 +236,7 @@ class CompressedModel(keras.Model):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x = x if self.attack is None else within_bounds(self.attack, x)
 
         def loss_of(targets: Any, outputs: Any) -> tf.Tensor:
             check_loss(self.loss, outputs)
@@ -272,13 +273,7 @@ class CompressedModel(keras.Model):
         if not self.attack_warmup:
             return x_adversarial
         share = tf.minimum(1.0, tf.cast(self._step + 1, tf.float32) / self.attack_warmup)
-
-        def mix(clean: tf.Tensor, attacked: tf.Tensor) -> tf.Tensor:
-            if not attacked.dtype.is_floating:
-                return attacked
-            return clean + tf.cast(share, attacked.dtype) * (attacked - clean)
-
-        return tf.nest.map_structure(mix, x, x_adversarial)
+        return part_of_the_way(x, x_adversarial, share)
 
     def _descend(
         self,
@@ -308,17 +303,20 @@ class CompressedModel(keras.Model):
         safe = [None if g is None else tf.where(finite, g, tf.zeros_like(g)) for g in gradients]
         by_id = {id(v): g for v, g in zip(variables, safe, strict=True)}
         wanted = [by_id.get(id(factor.variable)) for factor in self._factors()]
-        self.apply_constraints(None if any(g is None for g in wanted) else wanted)
+        with tf.control_dependencies([good]):  # no step is counted where the inputs were refused
+            self.apply_constraints(None if any(g is None for g in wanted) else wanted)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        attack = self.validation_attack
+        x = x if attack is None else within_bounds(attack, x)
         with composed_kernels(self.kernels, self._deployed()):
             outputs = self.model(x, training=False)
             check_loss(self.loss, outputs)
             loss = self.compute_loss(x, y, outputs, sample_weight, training=False)
             reported: set[str] = set()
-            if self.validation_attack is not None:
-                attacked = self._attacked(self.validation_attack, x, y, salt=1)
+            if attack is not None:
+                attacked = self._attacked(attack, x, y, salt=1)
                 robust = self.model(attacked, training=False)
                 robust_loss = self.compute_loss(x, y, robust, sample_weight, training=False)
                 reported = self._update_robust(y, robust, robust_loss)
