@@ -17,7 +17,7 @@ demo: $(CORE)
 	$(BIN)/python examples/digits_demo.py --out demo
 
 test: $(DEV)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(DEV)
 	$(BIN)/ruff check .

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+
+from tfmot_atmc.files import written_whole
 
 __all__ = ["accuracy_bars", "results_figure", "save_figure"]
 
@@ -73,13 +74,8 @@ def accuracy_bars(axes: Any, accuracies: dict[str, dict[str, float]]) -> None:
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Writes a figure, whole or not at all; the name's end says in which format."""
-    target = Path(path)
-    partial = target.with_name(f".partial.{target.name}")
-    try:
+    with written_whole(path) as partial:
         figure.savefig(partial, dpi=120)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _size_bars(axes: Any, found: dict[str, int]) -> None:

@@ -3,35 +3,52 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes a file beside its place and moves it there.
+@contextlib.contextmanager
+def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives a name beside a file to write to, and moves it to its place if all went well.
 
     Args:
         path: where the file shall be; its folder must exist.
-        data: the content.
+
+    Yields:
+        A hidden, empty file in the same folder, with the same ending. It is flushed to the disk and
+        renamed at the end of the block; after an exception it is removed, and an older file at
+        `path` is left as it was.
 
     Raises:
-        OSError: if it cannot be written; an older file at `path` is left as it was.
+        OSError: if it cannot be written.
     """
     target = Path(path)
-    handle, partial = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    handle, name = tempfile.mkstemp(
+        dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix
+    )
+    os.close(handle)
+    partial = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
+        yield partial
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
         umask = os.umask(0)  # mkstemp makes files that only their owner may read
         os.umask(umask)
         os.chmod(partial, 0o666 & ~umask)
         os.replace(partial, target)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes a file, whole or not at all; see `written_whole`."""
+    with written_whole(path) as partial:
+        partial.write_bytes(data)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

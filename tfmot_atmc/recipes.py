@@ -15,7 +15,7 @@ import keras
 from tfmot_atmc import attacks, callbacks
 from tfmot_atmc.compression import compress
 from tfmot_atmc.datasets import Dataset, EpochBatches
-from tfmot_atmc.files import write_json
+from tfmot_atmc.files import write_json, written_whole
 from tfmot_atmc.stages import (
     PRESETS,
     CoupledSGD,
@@ -158,9 +158,8 @@ def _run_stage(
             f"Stage '{stage.name}' diverged. Its last good model is saved at {diverged}. Lower the "
             f"learning rate ({stage.learning_rate}) or the batch size, and run again."
         )
-    partial = out / f"{stage.name}.partial.keras"
-    model.save(partial)
-    os.replace(partial, out / f"{stage.name}.keras")
+    with written_whole(out / f"{stage.name}.keras") as partial:
+        model.save(partial)
     history = log.history
     log.path.unlink(missing_ok=True)
     return history

@@ -151,8 +151,9 @@ def atmc_stages(
 
     The default prunes along a cubic, then hardens the few weights that are left under an attack of
     three times the steps (they learn to fool a short attack), and with `bits` below 32 ties the
-    weights to codebooks. It does not grow by gradient: in paired runs growth lost. The preset `"paper"` is l0 projection of plain
-    kernels, then ATMC-32, then ATMC-b by ADMM, with the learning rates of the authors' code.
+    weights to codebooks. It does not grow by gradient, which lost in paired runs. The preset
+    `"paper"` is l0 projection of plain kernels, then ATMC-32, then ATMC-b by ADMM, with the
+    learning rates of the authors' code.
 
     Args:
         ratio: nonzeros as a ratio of the dense kernels' parameters.

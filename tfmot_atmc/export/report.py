@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tfmot_atmc.export import flatbuffer, sparse
+from tfmot_atmc.files import write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,15 +125,8 @@ class ExportReport:
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the report as JSON; an interrupted write leaves no file."""
-        text = json.dumps(self.to_dict(), indent=2) + "\n"
-        target = Path(path)
-        temporary = temporary_beside(target)
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        """Writes the report as JSON, whole or not at all."""
+        write_json(path, self.to_dict())
 
     def __str__(self) -> str:
         lines = [
@@ -199,11 +191,6 @@ def format_tensors(tensors: tuple[TensorSummary, ...] | list[TensorSummary]) -> 
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
-
-
-def temporary_beside(path: Path) -> Path:
-    """Returns an unused hidden name in the directory of `path`, to be renamed to it."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
 
 
 def inspect_tflite(path: str | os.PathLike[str]) -> list[TensorSummary]:

@@ -20,7 +20,8 @@ from tfmot_atmc.export.conversion import (
     describe_inputs,
     predict,
 )
-from tfmot_atmc.export.report import ExportReport, summarise_tensors, temporary_beside
+from tfmot_atmc.export.report import ExportReport, summarise_tensors
+from tfmot_atmc.files import written_whole
 
 _SUFFIX = ".tflite"
 _GENERATED_EXAMPLES = 16
@@ -89,9 +90,8 @@ def export_tflite(
     expected = predict(model, spec, arrays)
     dense = convert(model, spec)
     data, names = _rewrite(dense, min_sparsity if sparse else None, values)
-    temporary = temporary_beside(target)
-    try:
-        _write(temporary, data)
+    with written_whole(target) as temporary:
+        temporary.write_bytes(data)
         gate = _gate(temporary, arrays, expected, tolerance)
         latency = _latency(temporary, dense, arrays, batch_size) if measure_latency else {}
         report = ExportReport(
@@ -110,9 +110,6 @@ def export_tflite(
                 f"The sparse file needs {report.bytes} bytes, the dense one {report.dense_bytes}; "
                 "pass sparse=False."
             )
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
     return report
 
 
@@ -182,13 +179,6 @@ def _rewrite(
         rewrite.sparsify_weights(model, min_sparsity=min_sparsity, values=values)
     flatbuffer.strip_model(model)
     return flatbuffer.pack_model(model), names
-
-
-def _write(path: Path, data: bytes) -> None:
-    with open(path, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _gate(
