@@ -36,8 +36,8 @@ EPSILON = 76 / 255
 WORK = flags.DEFINE_string("work", "mnist_lenet", "Folder for checkpoints.")
 OUT = flags.DEFINE_string("out", "benchmarks/results/mnist_lenet", "Folder for results.")
 DENSE_EPOCHS = flags.DEFINE_integer("dense_epochs", 16, "Epochs of the dense start.")
-EPOCHS = flags.DEFINE_list("epochs", ["14", "8"], "Epochs of ATMC, one number a ratio.")
-PAIR_EPOCHS = flags.DEFINE_integer("pair_epochs", 1, "Epochs of each paired run.")
+EPOCHS = flags.DEFINE_list("epochs", ["14", "14"], "Epochs of ATMC, one number a ratio.")
+PAIR_EPOCHS = flags.DEFINE_integer("pair_epochs", 2, "Epochs of each paired run.")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the paired runs.")
 RATIOS = flags.DEFINE_list("ratios", ["0.01", "0.005"], "Ratios of nonzeros.")
 ONLY = flags.DEFINE_list("only", [], "Train only these (dense, ratio:0.01, pair:0, ...).")
@@ -179,7 +179,7 @@ def paired_difference(rows: dict[str, Any]) -> dict[str, Any]:
 
 def draw(rows: dict[str, Any], path: Path) -> None:
     """Accuracy against size, and the paired runs."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=[1.5, 1])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.8), width_ratios=[1.5, 1])
     main = {n: r for n, r in rows.items() if n.startswith("atmc")}
     for bits, marker in (("atmc32", "o"), ("atmc8", "s")):
         points = sorted((r["paper_ratio"], r) for n, r in main.items() if n.startswith(bits))
@@ -215,7 +215,7 @@ def draw(rows: dict[str, Any], path: Path) -> None:
         ylabel="accuracy",
         title="MNIST, LeNet, epsilon 76/255 (dashed: dense)",
     )
-    left.legend(fontsize=7)
+    left.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     left.grid(alpha=0.3)
     for offset, kind in ((-0.18, "atmc"), (0.18, "l0")):
         seeds = [s for s in SEEDS.value if f"pair-{kind}-{s}" in rows]
@@ -229,7 +229,7 @@ def draw(rows: dict[str, Any], path: Path) -> None:
     right.set(ylabel="robust accuracy, 5,000 images", title="ratio 0.01, equal steps", ylim=(0, 1))
     right.legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(figure)
 
 

@@ -25,8 +25,10 @@ def rules():
     def rule(kind):
         return lambda **attributes: found[kind].append(attributes)
 
-    def glob(patterns, allow_empty=False):
-        files = [path for path in _files(*patterns) if (ROOT / path).is_file()]
+    def glob(patterns, exclude=(), allow_empty=False):
+        left_out = _files(*exclude)
+        found = [path for path in _files(*patterns) if (ROOT / path).is_file()]
+        files = [path for path in found if path not in left_out]
         assert files or allow_empty, f"glob({patterns}) matches nothing"
         return files
 
@@ -59,6 +61,8 @@ def test_every_module_belongs_to_exactly_one_library(rules):
 
 
 def test_every_test_and_every_script_has_a_target_that_runs_it(rules):
+    shared = {path for target in rules["py_library"] for path in target["srcs"]}
+    assert shared >= set(_files("tests/*.py")) - set(_files("tests/test_*.py"))
     tests = {target["name"]: target for target in rules["py_test"]}
     for path in _files("tests/test_*.py"):
         target = tests[pathlib.Path(path).stem]

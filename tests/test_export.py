@@ -1,49 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Export to .tflite: exact sparse weights, parity in the stock interpreter, honest failure."""
 
-import json
-import os
-import types
-
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from keras import layers
 
+from tests.exporting import perceptron, prune, quick_export
 from tfmot_atmc import export
 from tfmot_atmc.export import flatbuffer
-from tfmot_atmc.export import tflite as tflite_module
-
-
-def prune(model, density, seed=0, grid=None):
-    """Gives every kernel random values, a share `density` of them nonzero (at least one)."""
-    rng = np.random.default_rng(seed)
-    for variable in model.trainable_variables:
-        if len(variable.shape) < 2:
-            continue
-        if grid is None:
-            values = rng.normal(0.0, 0.1, variable.shape).astype(np.float32)
-        else:
-            codes = rng.integers(1, 128, variable.shape) * rng.choice([-1, 1], variable.shape)
-            values = codes.astype(np.float32) * np.float32(grid)
-        kept = np.zeros(values.size, bool)
-        kept[rng.permutation(values.size)[: max(1, round(density * values.size))]] = True
-        variable.assign(values * kept.reshape(values.shape))
-    return model
-
-
-def perceptron(width=64):
-    return keras.Sequential(
-        [
-            keras.Input((16,)),
-            layers.Dense(width, activation="relu"),
-            layers.Dense(width, activation="relu"),
-            layers.Dense(5),
-        ]
-    )
 
 
 def lenet():
@@ -59,10 +26,6 @@ def lenet():
             layers.Dense(10),
         ]
     )
-
-
-def quick_export(model, path, **options):
-    return export.export_tflite(model, path, **{"measure_latency": False} | options)
 
 
 def operators(path):
@@ -389,137 +352,3 @@ def test_equal_models_give_equal_files(tmp_path):
     quick_export(prune(perceptron(), 0.1), first)
     quick_export(prune(perceptron(), 0.1), second)
     assert first.read_bytes() == second.read_bytes()
-
-
-def test_the_report_prints_and_saves(tmp_path):
-    report = export.export_tflite(prune(perceptron(), 0.1), tmp_path / "model.tflite")
-    assert report.latency_ms > 0 and report.dense_latency_ms > 0
-    text = str(report)
-    assert f"{report.bytes:,} bytes" in text
-    assert len(text.splitlines()) == 4 + len(report.tensors)
-    report.save(tmp_path / "report.json")
-    saved = json.loads((tmp_path / "report.json").read_text())
-    assert saved["bytes"] == report.bytes
-    assert saved["compression"] == pytest.approx(report.compression)
-    assert [tensor["nonzeros"] for tensor in saved["tensors"]] == [
-        tensor.nonzeros for tensor in report.tensors
-    ]
-    assert sorted(os.listdir(tmp_path)) == ["model.tflite", "report.json"]
-
-
-def test_inspection_reads_what_the_converter_writes(tmp_path):
-    model = prune(perceptron(), 0.02)
-    converter = tf.lite.TFLiteConverter.from_keras_model(model)
-    plain = tmp_path / "plain.tflite"
-    plain.write_bytes(converter.convert())
-    converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
-    packed = tmp_path / "packed.tflite"
-    packed.write_bytes(converter.convert())
-    expected = sorted(np.count_nonzero(layer.kernel) for layer in model.layers)
-    for path in (plain, packed):
-        kernels = [t for t in export.inspect_tflite(path) if len(t.shape) == 2]
-        assert sorted(t.nonzeros for t in kernels) == expected
-        assert all(t.name for t in kernels)
-    assert any(t.is_sparse and t.index_bytes for t in export.inspect_tflite(packed))
-    assert "dense" in export.format_tensors(export.inspect_tflite(plain))
-
-
-def test_files_that_are_not_models_are_refused(tmp_path):
-    path = tmp_path / "model.tflite"
-    quick_export(prune(perceptron(), 0.1), path)
-    content = path.read_bytes()
-    for damaged in (b"", b"PK\x03\x04 not a model", content[:100], content[: len(content) // 2]):
-        path.write_bytes(damaged)
-        with pytest.raises(ValueError, match="model.tflite"):
-            export.inspect_tflite(path)
-        with pytest.raises(ValueError, match="interpreter"):
-            export.TFLiteModel(path)
-    with pytest.raises(FileNotFoundError):
-        export.inspect_tflite(tmp_path / "missing.tflite")
-
-
-def test_wrong_arguments_are_refused_before_any_work(tmp_path):
-    model = perceptron()
-    path = tmp_path / "model.tflite"
-    with pytest.raises(ValueError, match=r"\.tflite"):
-        quick_export(model, tmp_path / "model.bin")
-    with pytest.raises(ValueError, match="does not exist"):
-        quick_export(model, tmp_path / "missing" / "model.tflite")
-    with pytest.raises(TypeError, match=r"keras\.Model"):
-        quick_export(layers.Dense(3), path)
-    for options in (
-        {"min_sparsity": 1.5},
-        {"values": "int4"},
-        {"batch_size": 0},
-        {"tolerance": 0.0},
-        {"inputs": np.zeros((3, 17, 2), np.float32)},
-        {"inputs": [np.zeros((3, 16)), np.zeros((3, 16))]},
-    ):
-        with pytest.raises(ValueError, match="must|inputs"):
-            quick_export(model, path, **options)
-    path.write_bytes(b"kept")
-    with pytest.raises(FileExistsError):
-        quick_export(model, path, overwrite=False)
-    assert path.read_bytes() == b"kept"
-
-
-def test_wrapped_models_and_open_shapes_are_refused(tmp_path):
-    path = tmp_path / "model.tflite"
-    wrapped = perceptron()
-    wrapped.compression_report = types.MethodType(lambda self: None, wrapped)
-    with pytest.raises(ValueError, match="strip_compression"):
-        quick_export(wrapped, path)
-    free = keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(4, 3)])
-    with pytest.raises(ValueError, match="open shape"):
-        quick_export(free, path)
-    quick_export(free, path, inputs=np.zeros((2, 9, 9, 3), np.float32))
-    fixed = keras.Sequential([keras.Input((4,), batch_size=3), layers.Dense(2)])
-    with pytest.raises(ValueError, match="batch_size=3"):
-        quick_export(fixed, path)
-    assert quick_export(fixed, path, batch_size=3).examples == 16
-
-
-class Unconvertible(layers.Layer):
-    def call(self, x):
-        return tf.raw_ops.Betainc(a=x, b=x, x=tf.clip_by_value(x, 0.0, 1.0))
-
-
-def test_models_that_the_converter_rejects_leave_no_file(tmp_path):
-    model = keras.Sequential([keras.Input((4,)), Unconvertible()])
-    with pytest.raises(export.ExportError, match="(?s)converter rejects.*Betainc"):
-        quick_export(model, tmp_path / "model.tflite")
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_file_that_does_not_match_is_not_kept(tmp_path, monkeypatch):
-    model = prune(perceptron(), 0.1)
-    path = tmp_path / "model.tflite"
-    quick_export(model, path)
-    before = path.read_bytes()
-    for layer in model.layers:
-        layer.kernel.assign(3.0 * layer.kernel)
-    with pytest.raises(export.ExportError, match="tolerance"):
-        quick_export(model, path, tolerance=1e-12)
-    rewrite = tflite_module._rewrite
-    monkeypatch.setattr(tflite_module, "_rewrite", lambda *a: (rewrite(*a)[0][:2000], {}))
-    with pytest.raises(export.ExportError, match="does not run"):
-        quick_export(model, path)
-    assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["model.tflite"]
-
-
-def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
-    def full_disk(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        quick_export(prune(perceptron(), 0.1), tmp_path / "model.tflite")
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_model_that_is_not_finite_is_not_exported(tmp_path):
-    model = perceptron()
-    model.layers[0].bias.assign(np.full(64, np.inf, np.float32))
-    with pytest.raises(export.ExportError, match="not finite"):
-        quick_export(model, tmp_path / "model.tflite")
