@@ -2,6 +2,11 @@
 """Interrupted trainings that end in the same weights as unbroken ones."""
 
 import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -15,6 +20,7 @@ from tfmot_atmc.methods import AL0, DA
 from tfmot_atmc.recipes import Stage, run_stages
 
 layers = keras.layers
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 class Killed(Exception):
@@ -140,11 +146,23 @@ def _run(data, out, *killers, stages=None):
     )
 
 
+class _KillProcess(_Kill):
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.epoch, batch) == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_run(out):
+    """Starts a run in a process of its own, which is killed in its second epoch."""
+    _run(datasets.load("digits", limit=80), pathlib.Path(out), _KillProcess(1))
+
+
 def test_stages_killed_and_resumed_equal_unbroken_ones(data, tmp_path):
     whole = _run(data, tmp_path / "whole")
     broken = tmp_path / "broken"
-    with pytest.raises(Killed):
-        _run(data, broken, _Kill(1))
+    script = f"from tests.test_resume import killed_run; killed_run({str(broken)!r})"
+    killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
     assert not (broken / "dense.keras").exists()
     resumed = _run(data, broken)
     _assert_same(whole, resumed)
