@@ -416,7 +416,7 @@ def test_configs_round_trip_through_json_copies_and_the_registry():
     assert isinstance(attacks.get("FGSM", epsilon=0.1), FGSM)
     for twin in (copy.deepcopy(attack), pickle.loads(pickle.dumps(attack))):
         assert twin is not attack and repr(twin) == repr(attack)
-    with pytest.raises(ValueError, match="Unknown attack 'nope'. Known: fgsm, pgd"):
+    with pytest.raises(ValueError, match="Unknown attack 'nope'. Known: .*fgsm, .*pgd"):
         attacks.get("nope")
     with pytest.raises(TypeError, match="name or a dict"):
         attacks.get(3)
@@ -434,7 +434,7 @@ def test_configs_round_trip_through_json_copies_and_the_registry():
         ({"bounds": 3}, "must be a pair"),
         ({"steps": 0}, "at least 1"),
         ({"restarts": 2, "random_start": False}, "repeat the same attack"),
-        ({"rule": "x"}, "'atmc' or 'kurakin'"),
+        ({"rule": "x"}, "'atmc', 'kurakin' or 'quarter'"),
         ({"unroll": "x"}, "True, False or 'auto'"),
         ({"step_size": -1.0}, "`step_size` must be finite and at least 0"),
     ],

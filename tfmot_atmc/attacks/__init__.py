@@ -6,15 +6,17 @@ Each attack is called as `attack(model, x, y)`, eagerly or in a graph. To add on
 """
 
 from tfmot_atmc.attacks.base import Attack
-from tfmot_atmc.attacks.fgsm import FGSM
+from tfmot_atmc.attacks.fgsm import FGSM, RFGSM
 from tfmot_atmc.attacks.outputs import cross_entropy, logits_of, looks_like_probabilities
-from tfmot_atmc.attacks.pgd import PGD
+from tfmot_atmc.attacks.pgd import BIM, PGD
 from tfmot_atmc.attacks.problem import Problem, fold_in
 from tfmot_atmc.attacks.registry import get, serialize
 
 __all__ = [
+    "BIM",
     "FGSM",
     "PGD",
+    "RFGSM",
     "Attack",
     "Problem",
     "cross_entropy",

@@ -18,12 +18,10 @@ from tfmot_atmc.attacks.outputs import (
     logits_of,
     looks_like_probabilities,
 )
-from tfmot_atmc.attacks.problem import Leaves, Problem
+from tfmot_atmc.attacks.problem import Leaves, Loss, Problem
 from tfmot_atmc.attacks.values import ordered_bounds, plain, radius
 
 __all__ = ["Attack", "logits_of", "looks_like_probabilities"]
-
-Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 # Pixels that went through a float32 resize or normalisation may leave [0, 1] by this much.
 _BOUNDS_SLACK = 1e-6
@@ -44,26 +42,49 @@ class Attack:
     Treat an instance as immutable.
 
     Args:
-        epsilon: Radius of the l-infinity ball in input units (8/255 for pixels in `[0, 1]`), a
-            scalar or one value a channel, that is along the last axis of every floating input.
+        epsilon: Radius of the ball in input units (8/255 for pixels in `[0, 1]`): a scalar, or for
+            l-infinity also one value a channel, that is along the last axis of every floating
+            input.
+        norm: `"linf"` or `"l2"`; the l2 norm of an example is taken over all its inputs.
+        targeted: The labels given are the classes wanted: the loss is minimised.
         bounds: Pair `(low, high)` of the least and greatest legal input; scalars, values a
             channel, or None for no bound.
         seed: Seed of all randomness; the same seed gives the same result.
         loss: Callable `(y, logits) -> [batch]` to be maximised; None is the cross-entropy.
 
     Raises:
-        ValueError: `epsilon` is negative or not finite, or `bounds` is not an ordered pair.
+        TypeError: an argument that this kind of attack does not have.
+        ValueError: `epsilon` is negative or not finite, `norm` is unknown, or `bounds` is not an
+            ordered pair.
     """
+
+    needs_gradients = True
+    """False for attacks that only look at outputs, and so work on a file or a service."""
+
+    _without: tuple[str, ...] = ()
+    """Arguments of this class that a subclass does not have."""
 
     def __init__(
         self,
         *,
         epsilon: Any,
+        norm: str = "linf",
+        targeted: bool = False,
         bounds: tuple[Any, Any] | None = (0.0, 1.0),
         seed: int = 0,
         loss: Loss | None = None,
     ) -> None:
-        self.epsilon = radius(epsilon, "epsilon")
+        for name, given in (("norm", norm != "linf"), ("targeted", targeted)):
+            if given and name in self._without:
+                raise TypeError(f"{type(self).__name__} has no argument `{name}`.")
+        if norm not in ("linf", "l2"):
+            raise ValueError(f"`norm` must be 'linf' or 'l2'. Received {norm!r}.")
+        infinite = "epsilon" in self._without  # held back by a penalty, not by a ball
+        self.epsilon = np.asarray(np.inf) if infinite else radius(epsilon, "epsilon")
+        if norm == "l2" and self.epsilon.ndim:
+            raise ValueError(f"With norm='l2' `epsilon` must be a scalar. Received {epsilon!r}.")
+        self.norm = norm
+        self.targeted = bool(targeted)
         self.bounds = ordered_bounds(bounds)
         if loss is not None and not callable(loss):
             raise TypeError(f"`loss` must be a callable (y, logits) -> [batch]. Received {loss!r}.")
@@ -141,12 +162,15 @@ class Attack:
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments as plain Python values (a custom loss as itself)."""
         low, high = self.bounds
-        return {
+        config = {
             "epsilon": plain(self.epsilon),
+            "norm": self.norm,
+            "targeted": self.targeted,
             "bounds": (plain(low), plain(high)),
             "seed": self.seed,
             "loss": self.loss,
         }
+        return {name: value for name, value in config.items() if name not in self._without}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Attack:
@@ -169,6 +193,8 @@ class Attack:
             epsilon=self.epsilon,
             bounds=self.bounds,
             loss=self.loss or cross_entropy,
+            norm=self.norm,
+            targeted=self.targeted,
         )
 
     def _attack(self, problem: Problem, seed: tf.Tensor) -> Any:

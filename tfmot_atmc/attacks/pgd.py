@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Projected gradient descent (ascent on the loss) in the l-infinity ball."""
+"""Projected gradient descent (ascent on the loss), with a random start and without."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from tfmot_atmc.attacks.base import Attack
 from tfmot_atmc.attacks.problem import Leaves, Problem, fold_in
 from tfmot_atmc.attacks.values import plain, radius
 
-__all__ = ["PGD"]
+__all__ = ["BIM", "PGD", "repeat"]
 
 # Up to this many steps a loop saves nothing; beyond the other, a graph grows too long to trace.
 _ALWAYS_UNROLLED = 3
@@ -40,7 +41,8 @@ class PGD(Attack):
         step_size: Step in input units; None leaves it to `rule`.
         rule: `"atmc"` steps by `1.25 * epsilon / steps`. `"kurakin"` steps by
             `min(D + 4, 1.25 * D) / 255 / steps` where `D = 255 * epsilon`; it presumes pixels in
-            `[0, 1]`. The two differ for `epsilon > 16/255` only.
+            `[0, 1]`. The two differ for `epsilon > 16/255` only. `"quarter"` steps by
+            `epsilon / 4`.
         random_start: Start from a uniformly random point of the ball; without, this is the basic
             iterative method.
         restarts: Number of random starts. With more than one, each example keeps its
@@ -49,7 +51,7 @@ class PGD(Attack):
             one. Costs one more forward pass.
         unroll: True traces every step; False traces a loop; `"auto"` unrolls short attacks, and
             models with max-pooling on a CPU, whose gradient is much slower within a loop.
-        **kwargs: `bounds`, `seed` and `loss`, see `Attack`.
+        **kwargs: `norm`, `targeted`, `bounds`, `seed` and `loss`, see `Attack`.
 
     Raises:
         ValueError: `steps` or `restarts` is below 1, `step_size` is negative, `rule` or `unroll`
@@ -80,8 +82,8 @@ class PGD(Attack):
             raise ValueError(
                 f"`steps` and `restarts` must be at least 1. Received {steps} and {restarts}."
             )
-        if rule not in ("atmc", "kurakin"):
-            raise ValueError(f"`rule` must be 'atmc' or 'kurakin'. Received {rule!r}.")
+        if rule not in ("atmc", "kurakin", "quarter"):
+            raise ValueError(f"`rule` must be 'atmc', 'kurakin' or 'quarter'. Received {rule!r}.")
         if unroll not in (True, False, "auto"):
             raise ValueError(f"`unroll` must be True, False or 'auto'. Received {unroll!r}.")
         if restarts > 1 and not random_start:
@@ -102,7 +104,8 @@ class PGD(Attack):
         if self.rule == "kurakin":
             pixels = 255.0 * self.epsilon
             return np.asarray(np.minimum(pixels + 4.0, 1.25 * pixels) / 255.0 / self.steps)
-        return np.asarray(1.25 * self.epsilon / self.steps)
+        share = 0.25 if self.rule == "quarter" else 1.25 / self.steps
+        return np.asarray(share * self.epsilon)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments as plain Python values."""
@@ -128,37 +131,18 @@ class PGD(Attack):
         return best.leaves
 
     def _start(self, problem: Problem, seed: tf.Tensor) -> Leaves:
-        return problem.random_start(self.epsilon, seed) if self.random_start else problem.x
+        return problem.random_start(seed) if self.random_start else problem.x
 
     def _ascend(self, problem: Problem, leaves: Leaves, best: Any) -> tuple[Leaves, Any]:
-        """Takes all steps, looking at the first one's ops to choose how to take the others."""
+        """Takes all steps; returns the last point and the best."""
 
         def step(leaves: Leaves, best: Any) -> tuple[Leaves, Any]:
             logits, loss, gradients = problem.gradient(leaves)
             if self.keep_best:
                 best = self._better(best, leaves, problem, logits, loss)
-            return problem.signed_step(leaves, gradients, self.step_size), best
+            return problem.step(leaves, gradients, self.step_size), best
 
-        graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
-        before = len(graph.get_operations()) if graph is not None else 0
-        state = step(leaves, best)
-        remaining = self.steps - 1
-        if self.unroll is True or (
-            self.unroll == "auto" and self._should_unroll(graph, before, remaining)
-        ):
-            for _ in range(remaining):
-                state = step(*state)
-            return state
-        return tf.while_loop(
-            lambda *_: True, step, state, maximum_iterations=remaining, parallel_iterations=1
-        )
-
-    def _should_unroll(self, graph: Any, before: int, remaining: int) -> bool:
-        if graph is None or remaining < _ALWAYS_UNROLLED:
-            return True
-        if remaining * self.restarts > _NEVER_UNROLLED or tf.config.list_logical_devices("GPU"):
-            return False
-        return any(op.type.startswith("MaxPool") for op in graph.get_operations()[before:])
+        return repeat(step, (leaves, best), self.steps, self.unroll, self.steps * self.restarts)
 
     def _no_best(self, problem: Problem) -> _Best:
         batch = tf.shape(problem.x[0])[0]
@@ -170,15 +154,65 @@ class PGD(Attack):
         """Returns, example by example, the stronger of the best point so far and `leaves`."""
         loss = tf.cast(loss, tf.float32)
         better = loss > best.loss
-        wrong = problem.misclassified(logits)
+        wrong = problem.succeeded(logits)
         if self.restarts > 1:
             better = tf.where(tf.equal(wrong, best.misclassified), better, wrong)
-        chosen = []
-        for new, old in zip(leaves, best.leaves, strict=True):
-            column = tf.reshape(better, [-1] + [1] * (new.shape.rank - 1))
-            chosen.append(tf.ensure_shape(tf.where(column, new, old), old.shape))
         return _Best(
-            chosen,
+            problem.select(better, leaves, best.leaves),
             tf.where(better, loss, best.loss),
             tf.where(better, wrong, best.misclassified),
         )
+
+
+class BIM(PGD):
+    """Basic iterative method: PGD that starts at the input itself.
+
+    Kurakin et al., "Adversarial examples in the physical world", 2017.
+
+    Args:
+        random_start: Start from a uniformly random point of the ball.
+        **kwargs: As `PGD`.
+
+    Example:
+    >>> BIM(epsilon=0.25, steps=5).random_start
+    False
+    """
+
+    def __init__(self, *, random_start: bool = False, **kwargs: Any) -> None:
+        super().__init__(random_start=random_start, **kwargs)
+
+
+def repeat(
+    step: Callable[..., Any], state: Any, times: int, unroll: bool | str = "auto", total: int = 0
+) -> Any:
+    """Returns the state after `times` steps, traced one by one or as a loop.
+
+    Args:
+        step: Callable `(*state) -> state`.
+        state: Tuple of nests of tensors.
+        times: Number of steps, at least 1.
+        unroll: True traces every step; False traces a loop; `"auto"` looks at the first step's ops
+            to choose how to take the others.
+        total: Number of steps in the whole graph, if more than `times`.
+    """
+    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    before = len(graph.get_operations()) if graph is not None else 0
+    state = step(*state)
+    remaining = times - 1
+    if unroll is True or (
+        unroll == "auto" and _should_unroll(graph, before, remaining, max(total, times))
+    ):
+        for _ in range(remaining):
+            state = step(*state)
+        return state
+    return tf.while_loop(
+        lambda *_: True, step, state, maximum_iterations=remaining, parallel_iterations=1
+    )
+
+
+def _should_unroll(graph: Any, before: int, remaining: int, total: int) -> bool:
+    if graph is None or remaining < _ALWAYS_UNROLLED:
+        return True
+    if total > _NEVER_UNROLLED or tf.config.list_logical_devices("GPU"):
+        return False
+    return any(op.type.startswith("MaxPool") for op in graph.get_operations()[before:])

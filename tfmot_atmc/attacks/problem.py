@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The constrained maximisation an attack solves: a loss, a starting point, a box around it."""
+"""The constrained maximisation an attack solves: a loss, a starting point, a ball around it."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,9 +13,10 @@ import tensorflow as tf
 from tfmot_atmc.attacks.outputs import hard_labels, is_sparse
 from tfmot_atmc.attacks.values import Bounds
 
-__all__ = ["Leaves", "Problem", "fold_in"]
+__all__ = ["Leaves", "Loss", "Problem", "fold_in"]
 
 Leaves = list[tf.Tensor]
+Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 # One generator everywhere, and raw integers at that: XLA draws the same integers as the stock
 # kernels but other floats, and compiling a train step should not change its noise.
@@ -31,20 +33,23 @@ class Problem:
 
     The floating tensors of the input nest are the `leaves`; all other inputs stay as they are.
     The intersection of the l-infinity ball with the bounds is a box, computed once, so that a
-    projection is a single clip.
+    projection is a single clip. The l2 norm of an example is taken over all its leaves.
 
     Args:
         logits_fn: Callable from the input nest to float32 logits `[batch, classes]`.
         x: Nest of tensors.
-        y: Labels, see `cross_entropy`.
-        epsilon: float64 array, scalar or `[channels]`, in input units.
+        y: Labels, see `cross_entropy`; with `targeted` the classes wanted.
+        epsilon: float64 array, scalar or `[channels]`, in input units; infinite for no ball.
         bounds: Pair of such arrays or None, the least and greatest legal input.
         loss: Callable `(y, logits) -> [batch]`.
+        norm: `"linf"` or `"l2"`.
+        targeted: Minimise the loss, and succeed where the prediction is `y`.
 
     Attributes:
         x: The floating leaves of the clean input.
-        lower, upper: The box, leaf by leaf.
         y: The labels as given.
+        epsilon, norm: As given.
+        lower, upper: The box, leaf by leaf: of bounds and ball, or for l2 of the bounds alone.
         num_classes: Columns of the logits; None before the model has been called.
 
     Raises:
@@ -60,14 +65,19 @@ class Problem:
         *,
         epsilon: np.ndarray,
         bounds: Bounds,
-        loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+        loss: Loss,
+        norm: str = "linf",
+        targeted: bool = False,
     ) -> None:
         self._logits_fn = logits_fn
         self._structure = x
         self._inputs = tf.nest.flatten(x)
         self._floating = [tensor.dtype.is_floating for tensor in self._inputs]
         self._loss = loss
+        self._targeted = targeted
         self.y = y
+        self.epsilon = epsilon
+        self.norm = norm
         self.num_classes: int | None = None
         self.x: Leaves = [t for t, keep in zip(self._inputs, self._floating, strict=True) if keep]
         if not self.x:
@@ -76,8 +86,9 @@ class Problem:
                 f"{[tensor.dtype.name for tensor in self._inputs]}; cast images to float32 and "
                 "give `epsilon` and `bounds` in the same units."
             )
-        self.lower = [self._clip(t - self.constant(epsilon, t), bounds) for t in self.x]
-        self.upper = [self._clip(t + self.constant(epsilon, t), bounds) for t in self.x]
+        reach = np.asarray(np.inf) if norm == "l2" else epsilon
+        self.lower = [self._clip(t - self.constant(reach, t), bounds) for t in self.x]
+        self.upper = [self._clip(t + self.constant(reach, t), bounds) for t in self.x]
 
     def constant(self, value: np.ndarray | float, like: tf.Tensor) -> tf.Tensor:
         """Returns a scalar or per-channel `value` as a tensor that broadcasts against `like`."""
@@ -108,26 +119,115 @@ class Problem:
         ]
         return tf.nest.pack_sequence_as(self._structure, flat)
 
+    def take(self, rows: tf.Tensor) -> Problem:
+        """Returns the same problem for some of the examples.
+
+        Args:
+            rows: Integer tensor `[m]`, which examples; its length may be known at run time only.
+        """
+        part = copy.copy(self)
+        part._inputs = [_gather(tensor, rows) for tensor in self._inputs]
+        part.x, part.lower, part.upper = (
+            [_gather(leaf, rows) for leaf in leaves] for leaves in (self.x, self.lower, self.upper)
+        )
+        part.y = _gather(self.y, rows)
+        return part
+
+    def select(
+        self, mask: tf.Tensor, leaves: Sequence[tf.Tensor], others: Sequence[tf.Tensor]
+    ) -> Leaves:
+        """Returns `leaves` for the examples where `mask`, `[batch]`, is True, else `others`."""
+        return [
+            tf.ensure_shape(tf.where(self.column(mask, new), new, old), old.shape)
+            for new, old in zip(leaves, others, strict=True)
+        ]
+
+    def column(self, values: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+        """Returns one value an example, `[batch]`, so that it broadcasts against `like`."""
+        return tf.reshape(values, [-1] + [1] * (like.shape.rank - 1))
+
     def project(self, leaves: Sequence[tf.Tensor]) -> Leaves:
-        """Returns the nearest point of the box."""
+        """Returns a point in the ball and in the bounds: for l-infinity the nearest one.
+
+        For l2 the perturbation is scaled into the ball, then clipped to the bounds; since `x` lies
+        within them, clipping only makes it shorter.
+        """
+        if self.norm == "l2":
+            changes = [leaf - x for leaf, x in zip(leaves, self.x, strict=True)]
+            length = self.lengths(changes)
+            shrink = tf.cast(self.epsilon, tf.float32) / tf.maximum(length, 1e-12)
+            shrink = tf.where(length > tf.cast(self.epsilon, tf.float32), shrink, 1.0)
+            leaves = [
+                x + change * tf.cast(self.column(shrink, change), change.dtype)
+                for x, change in zip(self.x, changes, strict=True)
+            ]
         return [
             tf.maximum(tf.minimum(leaf, high), low)
             for leaf, low, high in zip(leaves, self.lower, self.upper, strict=True)
         ]
 
-    def random_start(self, epsilon: np.ndarray, seed: tf.Tensor) -> Leaves:
-        """Returns x plus noise uniform in `[-epsilon, epsilon]`, projected."""
-        noisy = []
-        for index, leaf in enumerate(self.x):
-            bits = tf.random.stateless_uniform(
-                tf.shape(leaf), fold_in(seed, index), None, None, tf.int32, alg=_GENERATOR
-            )
-            noise = tf.ensure_shape(tf.cast(bits, tf.float32) * 2.0**-31, leaf.shape)
-            noisy.append(leaf + tf.cast(noise, leaf.dtype) * self.constant(epsilon, leaf))
-        return self.project(noisy)
+    def lengths(self, leaves: Sequence[tf.Tensor], norm: str | None = None) -> tf.Tensor:
+        """Returns the norm of each example over all leaves, float32 `[batch]`."""
+        rows = [tf.reshape(tf.cast(leaf, tf.float32), (tf.shape(leaf)[0], -1)) for leaf in leaves]
+        if (norm or self.norm) == "l2":
+            return tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(row), axis=1) for row in rows]))
+        largest = [tf.reduce_max(tf.abs(row), axis=1) for row in rows]
+        return tf.reduce_max(tf.stack(largest), axis=0)
 
-    def evaluate(self, leaves: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns `(logits, loss)` at a point, the loss of shape `[batch]`."""
+    def random_start(self, seed: tf.Tensor) -> Leaves:
+        """Returns x plus noise uniform in the ball, projected onto the bounds."""
+        if self.norm == "linf":
+            noise = [
+                self._uniform(leaf, fold_in(seed, index)) * self.constant(self.epsilon, leaf)
+                for index, leaf in enumerate(self.x)
+            ]
+        else:
+            entries = tf.add_n([tf.size(leaf) / tf.shape(leaf)[0] for leaf in self.x])
+            share = tf.abs(self._uniform(self.x[0], fold_in(seed, -1)))
+            share = tf.reshape(tf.cast(share, tf.float64), (tf.shape(share)[0], -1))[:, 0]
+            radius = tf.constant(self.epsilon) * tf.pow(share, 1 / entries)
+            noise = [
+                leaf * tf.cast(self.column(radius, leaf), leaf.dtype)
+                for leaf in self.random_direction(seed)
+            ]
+        return self.project([x + n for x, n in zip(self.x, noise, strict=True)])
+
+    def random_direction(self, seed: tf.Tensor) -> Leaves:
+        """Returns noise of norm one: uniform noise for l-infinity, a uniform direction for l2."""
+        draw = self._uniform if self.norm == "linf" else self._gaussian
+        noise = [draw(leaf, fold_in(seed, index)) for index, leaf in enumerate(self.x)]
+        length = tf.maximum(self.lengths(noise), 1e-12)
+        return [n / tf.cast(self.column(length, n), n.dtype) for n in noise]
+
+    def gaussian(self, seed: tf.Tensor) -> Leaves:
+        """Returns standard normal noise of the leaves' shapes."""
+        return [self._gaussian(leaf, fold_in(seed, index)) for index, leaf in enumerate(self.x)]
+
+    def _uniform(self, leaf: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Returns noise uniform in [-1, 1]."""
+        bits = tf.random.stateless_uniform(
+            tf.shape(leaf), seed, None, None, tf.int32, alg=_GENERATOR
+        )
+        noise = tf.ensure_shape(tf.cast(bits, tf.float32) * 2.0**-31, leaf.shape)
+        return tf.cast(noise, leaf.dtype)
+
+    def _gaussian(self, leaf: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        like = tf.cast(leaf, tf.float32)
+        radius = tf.abs(self._uniform(like, fold_in(seed, 0)))
+        angle = np.pi * self._uniform(like, fold_in(seed, 1))
+        # Box and Muller's transform.
+        noise = tf.sqrt(-2 * tf.math.log(tf.maximum(radius, 2.0**-31))) * tf.cos(angle)
+        return tf.cast(noise, leaf.dtype)
+
+    def evaluate(
+        self, leaves: Sequence[tf.Tensor], loss: Loss | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns `(logits, loss)` at a point, the loss of shape `[batch]`.
+
+        Args:
+            leaves: The point.
+            loss: Another loss to maximise than the attack's, `(y, logits) -> [batch]`.
+        """
         logits = self._logits_fn(self.pack(leaves))
         self.num_classes = logits.shape[-1]
         if not is_sparse(self.y) and self.num_classes not in (None, self.y.shape[-1]):
@@ -135,9 +235,12 @@ class Problem:
                 f"The labels have {self.y.shape[-1]} columns but the model has "
                 f"{self.num_classes} classes."
             )
-        return logits, self._loss(self.y, logits)
+        value = (loss or self._loss)(self.y, logits)
+        return logits, -value if self._targeted else value
 
-    def gradient(self, leaves: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor, Leaves]:
+    def gradient(
+        self, leaves: Sequence[tf.Tensor], loss: Loss | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor, Leaves]:
         """Returns `(logits, loss, gradients)`, the gradients of each example's own loss.
 
         Only the inputs are watched: asking for weight gradients as well would cost a third more.
@@ -145,8 +248,8 @@ class Problem:
         leaves = list(leaves)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(leaves)
-            logits, loss = self.evaluate(leaves)
-        gradients = tape.gradient(loss, leaves)
+            logits, value = self.evaluate(leaves, loss)
+        gradients = tape.gradient(value, leaves)
         if all(gradient is None for gradient in gradients):
             raise ValueError(
                 "The loss has no gradient with respect to any input. An attack by gradients needs "
@@ -156,19 +259,41 @@ class Problem:
             tf.zeros_like(leaf) if gradient is None else gradient
             for gradient, leaf in zip(gradients, leaves, strict=True)
         ]
-        return logits, loss, gradients
+        return logits, value, gradients
 
-    def signed_step(
-        self, leaves: Sequence[tf.Tensor], gradients: Sequence[tf.Tensor], step_size: np.ndarray
+    def step(
+        self, leaves: Sequence[tf.Tensor], gradients: Sequence[tf.Tensor], step_size: Any
     ) -> Leaves:
-        """Returns the projected point after one l-infinity steepest-ascent step."""
-        return self.project(
-            [
-                leaf + self.constant(step_size, leaf) * tf.sign(gradient)
-                for leaf, gradient in zip(leaves, gradients, strict=True)
-            ]
-        )
+        """Returns the projected point after one step of steepest ascent in the norm.
 
-    def misclassified(self, logits: tf.Tensor) -> tf.Tensor:
-        """Returns a bool tensor `[batch]`: the arg max differs from the label."""
-        return tf.not_equal(tf.argmax(logits, axis=-1, output_type=tf.int64), hard_labels(self.y))
+        Args:
+            leaves: The point.
+            gradients: The gradients there.
+            step_size: Array, scalar or one value a channel; or a tensor `[batch]`, one value an
+                example.
+        """
+        moved = []
+        for leaf, direction in zip(leaves, self.steepest(gradients), strict=True):
+            size = (
+                tf.cast(self.column(step_size, leaf), leaf.dtype)
+                if tf.is_tensor(step_size)
+                else self.constant(step_size, leaf)
+            )
+            moved.append(leaf + size * direction)
+        return self.project(moved)
+
+    def steepest(self, gradients: Sequence[tf.Tensor]) -> Leaves:
+        """Returns the directions of steepest ascent: the sign, or for l2 the unit gradient."""
+        if self.norm == "linf":
+            return [tf.sign(gradient) for gradient in gradients]
+        length = tf.maximum(self.lengths(gradients), 1e-12)
+        return [g / tf.cast(self.column(length, g), g.dtype) for g in gradients]
+
+    def succeeded(self, logits: tf.Tensor) -> tf.Tensor:
+        """Returns a bool tensor `[batch]`: misclassified, or with `targeted` the class wanted."""
+        wrong = tf.not_equal(tf.argmax(logits, axis=-1, output_type=tf.int64), hard_labels(self.y))
+        return ~wrong if self._targeted else wrong
+
+
+def _gather(tensor: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    return tf.ensure_shape(tf.gather(tensor, rows), [None, *tensor.shape[1:]])

@@ -6,12 +6,17 @@ from __future__ import annotations
 from typing import Any
 
 from tfmot_atmc.attacks.base import Attack
-from tfmot_atmc.attacks.fgsm import FGSM
-from tfmot_atmc.attacks.pgd import PGD
+from tfmot_atmc.attacks.fgsm import FGSM, RFGSM
+from tfmot_atmc.attacks.pgd import BIM, PGD
 
 __all__ = ["get", "serialize"]
 
-_ATTACKS: dict[str, type[Attack]] = {"fgsm": FGSM, "pgd": PGD}
+_ATTACKS: dict[str, type[Attack]] = {
+    "bim": BIM,
+    "fgsm": FGSM,
+    "pgd": PGD,
+    "rfgsm": RFGSM,
+}
 
 
 def get(identifier: Any, **arguments: Any) -> Attack:
