@@ -73,7 +73,7 @@ def test_compress_writes_models_figures_and_a_picture(done):
     assert results["bytes"]["tflite"] == (out / "model.tflite").stat().st_size
     assert results["bytes"]["dense_tflite"] == (out / "dense.tflite").stat().st_size
     assert results["bytes"]["dense_kernels"] == 4 * 38160
-    assert list(results["seconds"]) == ["atmc32", "hardened"]
+    assert list(results["seconds"]) == ["atmc32", "hardened", "polished"]
     assert results["versions"]["keras"] == keras.__version__
     assert (out / "results.png").read_bytes().startswith(b"\x89PNG")
     assert not list(out.glob("*partial*"))
@@ -210,7 +210,8 @@ def test_numbers_may_be_fractions():
 def test_settings_take_the_datasets_defaults_and_keep_what_is_given():
     mnist = CompressionSettings(dataset="mnist", epsilon=0.2).resolved()
     assert (mnist.model, mnist.epsilon, mnist.steps, mnist.dense_epochs) == ("lenet", 0.2, 3, 16)
-    assert [stage.name for stage in mnist.stages()] == ["dense", "atmc32", "hardened", "atmc8"]
+    names = [stage.name for stage in mnist.stages()]
+    assert names == ["dense", "atmc32", "hardened", "polished", "atmc8"]
     assert CompressionSettings(dataset="mnist", model="x.keras").resolved().dense_epochs == 0
     al0 = CompressionSettings(method="al0", batch_size=7).resolved()
     assert [(s.name, s.batch_size) for s in al0.stages()] == [("dense", 7), ("l0", 7)]
