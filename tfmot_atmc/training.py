@@ -57,7 +57,8 @@ class CompressedModel(keras.Model):
         selected: indices of the layers (in the model's flat order) to compress; None for all.
 
     Raises:
-        ValueError: if no layer can be compressed.
+        ValueError: if no layer can be compressed, or the method trains on clean inputs only and an
+            attack is given.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class CompressedModel(keras.Model):
         self.model = model
         self.method = methods.get(method)
         self.attack: Attack | None = None if attack is None else attacks.get(attack)
+        self.method.check_attack(self.attack)
         given = validation_attack if validation_attack is not None else self.attack
         self.validation_attack: Attack | None = None if given is None else attacks.get(given)
         self.objective = get_objective(objective)

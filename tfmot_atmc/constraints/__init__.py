@@ -7,6 +7,7 @@ constraints on the same factors act together inside one train step.
 
 from tfmot_atmc.constraints.base import Constraint, Factor
 from tfmot_atmc.constraints.codebook import Codebook
+from tfmot_atmc.constraints.rank import GlobalRank
 from tfmot_atmc.constraints.schedules import (
     BudgetSchedule,
     ConstantBudget,
@@ -15,6 +16,7 @@ from tfmot_atmc.constraints.schedules import (
     get_schedule,
 )
 from tfmot_atmc.constraints.sparsity import GlobalSparsity, GradientGrowth
+from tfmot_atmc.constraints.support import FixedSupport
 
 __all__ = [
     "BudgetSchedule",
@@ -23,6 +25,8 @@ __all__ = [
     "Constraint",
     "CubicBudget",
     "Factor",
+    "FixedSupport",
+    "GlobalRank",
     "GlobalSparsity",
     "GradientGrowth",
     "PruningScheduleBudget",

@@ -5,5 +5,7 @@ from tfmot_atmc.methods.atmc import ATMC
 from tfmot_atmc.methods.base import Method, get, names
 from tfmot_atmc.methods.dense import DA
 from tfmot_atmc.methods.l0 import AL0
+from tfmot_atmc.methods.lowrank import ALR
+from tfmot_atmc.methods.pruned import AP, NAP
 
-__all__ = ["AL0", "ATMC", "DA", "Method", "get", "names"]
+__all__ = ["AL0", "ALR", "AP", "ATMC", "DA", "NAP", "Method", "get", "names"]

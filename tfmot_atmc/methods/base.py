@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from tfmot_atmc.attacks import Attack
 from tfmot_atmc.configurable import Configurable
 from tfmot_atmc.constraints import Constraint
 from tfmot_atmc.kernels import Kernel, PlainKernel
@@ -25,6 +26,17 @@ class Method(Configurable):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         _METHODS[cls.__name__.lower()] = cls
+
+    adversarial: bool = True
+    """Whether the method trains under attack; one that does not refuses an attack for training."""
+
+    def check_attack(self, attack: Attack | None) -> None:
+        """Raises ValueError if there is an attack and the method trains on clean inputs."""
+        if attack is not None and not self.adversarial:
+            raise ValueError(
+                f"{type(self).__name__} trains on clean inputs. Drop `attack`; a "
+                "`validation_attack` still measures robustness."
+            )
 
     def kernel_for(self, factorizable: bool) -> Kernel:
         """Returns the kernel for a layer's weight, given whether it may be factorised."""

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ranks of all layers chosen together, from all their singular values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tfmot_atmc.constraints.base import AddWeight, Constraint, Factor
+from tfmot_atmc.constraints.sparsity import exact_budget
+
+
+class GlobalRank(Constraint):
+    """Keeps the components of low-rank kernels with the largest singular values of all layers.
+
+    The ranks are chosen when the model is wrapped: the singular values of all kernels stand in one
+    list, and the largest are kept, at least one a kernel, as many as the budget of parameters
+    allows. A component of a kernel with f inputs and o outputs costs f + o parameters. What was
+    taken away has no gradient and stays zero; no projection is needed. Kernels that are not
+    factorised are left whole and not counted.
+
+    Args:
+        ratio: parameters of the factors as a ratio of the dense kernels' parameters, in (0, 1].
+
+    Raises:
+        ValueError: if `ratio` is out of range, or too small for one component a kernel (when the
+            model is wrapped).
+
+    Source: "ALR" in Gui et al., NeurIPS 2019, section 4.1, with the size given instead of the share
+        of singular values.
+    """
+
+    def __init__(self, ratio: float):
+        if not 0 < ratio <= 1:
+            raise ValueError(f"`ratio` must lie in (0, 1]. Received {ratio!r}.")
+        self.ratio = ratio
+
+    def build(self, factors: Sequence[Factor], dense_size: int, add_weight: AddWeight) -> None:
+        self.budget = exact_budget(round(self.ratio, 9), dense_size)
+        pairs = _pairs(factors)
+        self._pairs = [(factors.index(a), factors.index(b)) for a, b in pairs]
+        values = [_singular_values(a.variable.numpy(), b.variable.numpy()) for a, b in pairs]
+        costs = [_cost(tuple(a.variable.shape)) for a, _ in pairs]
+        ranks = self._choose(values, costs)
+        self._ranks = [
+            add_weight(name=f"rank_{i}", shape=(), dtype="int32", initializer="zeros")
+            for i in range(len(pairs))
+        ]
+        for variable, rank in zip(self._ranks, ranks, strict=True):
+            variable.assign(rank)
+        kept = self.finalized([factor.variable.numpy() for factor in factors])
+        for factor, value in zip(factors, kept, strict=True):
+            factor.variable.assign(value)
+
+    @property
+    def ranks(self) -> list[int]:
+        """The rank of every factorised kernel."""
+        return [int(rank.numpy()) for rank in self._ranks]
+
+    def _choose(self, values: Sequence[np.ndarray], costs: Sequence[int]) -> list[int]:
+        if sum(costs) > self.budget:
+            raise ValueError(
+                f"`ratio` {self.ratio} allows {self.budget} parameters, but one component a kernel "
+                f"already takes {sum(costs)}. Raise the ratio."
+            )
+        ranks, left = [1] * len(costs), self.budget - sum(costs)
+        rest = [(-v, i) for i, column in enumerate(values) for v in column[1:] if v > 0]
+        for _, layer in sorted(rest):
+            if costs[layer] > left:
+                break
+            ranks[layer] += 1
+            left -= costs[layer]
+        return ranks
+
+    def finalized(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+        kept = list(values)
+        for (a, b), rank in zip(self._pairs, self.ranks, strict=True):
+            matrix = values[a].reshape(-1, values[a].shape[-1]).copy()
+            square = values[b].copy()
+            wide = matrix.shape[1] > matrix.shape[0]
+            (matrix if wide else square)[rank:] = 0
+            (square if wide else matrix)[:, rank:] = 0
+            kept[a], kept[b] = matrix.reshape(values[a].shape), square
+        return kept
+
+    def violation(self, values: Sequence[np.ndarray]) -> str | None:
+        for value, kept in zip(values, self.finalized(values), strict=True):
+            if not np.array_equal(value, kept):
+                return f"a kernel has components beyond its rank; the ranks are {self.ranks}"
+        return None
+
+
+def _pairs(factors: Sequence[Factor]) -> list[tuple[Factor, Factor]]:
+    """Returns the two factors of every low-rank kernel."""
+    by_name = {factor.name: factor for factor in factors}
+    return [
+        (factor, by_name[factor.name.removesuffix(":A") + ":B"])
+        for factor in factors
+        if factor.part == "A"
+    ]
+
+
+def _cost(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape[:-1])) + shape[-1]
+
+
+def _singular_values(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    matrix = a.reshape(-1, a.shape[-1]).astype(np.float64)
+    square = b.astype(np.float64)
+    if matrix.shape[1] > matrix.shape[0]:
+        matrix, square = square, matrix
+    return np.linalg.norm(matrix, axis=0) * np.linalg.norm(square, axis=1)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A support chosen once: the largest weights of the start, over all factors together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from tfmot_atmc.constraints.base import AddWeight, Constraint, Factor, Moment
+from tfmot_atmc.constraints.sparsity import exact_budget
+from tfmot_atmc.math import l0_masks
+
+
+class FixedSupport(Constraint):
+    """Keeps the k largest magnitudes of the starting weights, and never changes which.
+
+    One-shot global magnitude pruning: the support is chosen when the model is wrapped; training
+    moves the values within it. Momentum of pruned entries is left alone, they are set to zero again
+    after every step.
+
+    Args:
+        ratio: nonzeros as a ratio of the dense kernels' parameters, in (0, 1]; the budget is
+            floor(ratio * parameters).
+        k: number of nonzeros; give `ratio` or `k`, not both.
+
+    Raises:
+        ValueError: if not exactly one budget is given, or it is out of range.
+
+    Source: "AP" and "NAP" in Gui et al., NeurIPS 2019, section 4.1.
+    """
+
+    def __init__(self, ratio: float | None = None, k: int | None = None):
+        if (ratio is None) == (k is None):
+            raise ValueError(f"Give `ratio` or `k`, not both. Received {ratio!r} and {k!r}.")
+        if ratio is not None and not 0 < ratio <= 1:
+            raise ValueError(f"`ratio` must lie in (0, 1]. Received {ratio!r}.")
+        if k is not None and (isinstance(k, bool) or int(k) != k or k < 0):
+            raise ValueError(f"`k` must be a whole number, at least 0. Received {k!r}.")
+        self.ratio, self.k = ratio, k
+
+    def build(self, factors: Sequence[Factor], dense_size: int, add_weight: AddWeight) -> None:
+        self._factors = list(factors)
+        ratio = round(self.ratio or 0, 9)
+        self.budget = exact_budget(ratio, dense_size) if self.k is None else int(self.k)
+        masks = l0_masks([factor.read() for factor in factors], self.budget)
+        self._masks = []
+        for i, (factor, mask) in enumerate(zip(factors, masks, strict=True)):
+            variable = add_weight(
+                name=f"support_{i}", shape=factor.variable.shape, dtype="bool", initializer="ones"
+            )
+            variable.assign(mask)
+            self._masks.append(variable)
+        self._apply()
+
+    def _apply(self) -> None:
+        for factor, mask in zip(self._factors, self._masks, strict=True):
+            value = factor.read()
+            factor.variable.assign(tf.where(mask.value, value, tf.zeros_like(value)))
+
+    def project(self, moment: Moment, gradients: Sequence[tf.Tensor] | None) -> None:
+        self._apply()
+
+    def finalized(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+        masks = [mask.numpy() for mask in self._masks]
+        return [np.where(m, v, 0).astype(v.dtype) for v, m in zip(values, masks, strict=True)]
+
+    def violation(self, values: Sequence[np.ndarray]) -> str | None:
+        nonzeros = sum(int(np.count_nonzero(value)) for value in values)
+        if nonzeros > self.budget:
+            return f"{nonzeros} nonzeros, budget {self.budget}"
+        return None

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AP and NAP: global magnitude pruning in one shot, then training of what is left."""
+
+from __future__ import annotations
+
+from tfmot_atmc.constraints import Codebook, Constraint, FixedSupport
+from tfmot_atmc.methods.base import Method
+
+
+class AP(Method):
+    """Adversarial pruning: the k largest weights of a dense robust network, trained further.
+
+    Start from a model trained adversarially (`DA`) and give `compress` an attack.
+
+    Args:
+        ratio: nonzeros as a ratio of the dense kernels' parameters, in (0, 1].
+        k: number of nonzeros; give `ratio` or `k`.
+        bits: None, or b for a codebook of 2^b values a kernel.
+        codebook_begin: step (int) or fraction of the planned steps (float) at which the codebook
+            starts to act.
+
+    Source: "AP" in Gui et al., NeurIPS 2019, section 4.1.
+    """
+
+    def __init__(
+        self,
+        ratio: float | None = None,
+        k: int | None = None,
+        bits: int | None = None,
+        codebook_begin: int | float = 0.75,
+    ):
+        self.ratio, self.k, self.bits = ratio, k, bits
+        self.codebook_begin = codebook_begin
+        self.constraints()
+
+    def constraints(self) -> list[Constraint]:
+        support = FixedSupport(self.ratio, self.k)
+        if self.bits in (None, 32):
+            return [support]
+        return [Codebook(self.bits, begin=self.codebook_begin), support]
+
+
+class NAP(AP):
+    """Non-adversarial pruning: as `AP`, from a cleanly trained network and without attacks.
+
+    Source: "NAP" in Gui et al., NeurIPS 2019, section 4.1.
+    """
+
+    adversarial = False
