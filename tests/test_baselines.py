@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The methods that ATMC is compared with: one-shot pruning and low rank."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from tfmot_atmc.attacks import FGSM
 from tfmot_atmc.constraints import FixedSupport, GlobalRank
 from tfmot_atmc.kernels import LowRankKernel
 from tfmot_atmc.methods import ALR, AP, NAP
+from tfmot_atmc.recipes import run_stages
+from tfmot_atmc.settings import CompressionSettings
 
 layers = keras.layers
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -151,3 +155,21 @@ def test_ranks_stay_through_training_saving_and_stripping(digits, tmp_path):
 def test_budgets_out_of_range_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_every_method_runs_its_stages_and_nap_sees_no_attack(tmp_path):
+    data = datasets.load("digits", limit=80)
+    for name in ("al0", "alr", "ap", "nap"):
+        settings = CompressionSettings(
+            method=name, ratio=0.5, dense_epochs=1, epochs=1, steps=1, out=str(tmp_path / name)
+        ).resolved()
+        stages = settings.stages()
+        assert [stage.name for stage in stages] == ["dense", "l0" if name == "al0" else name]
+        attacked = [stage.make_attack(FGSM(epsilon=0.1)) for stage in stages]
+        assert all((attack is None) == (name == "nap") for attack in attacked)
+    small = run_stages(
+        perceptron(), stages, data, attack=FGSM(epsilon=0.1), out_dir=tmp_path / "nap", verbose=0
+    )
+    history = json.loads((tmp_path / "nap" / "nap.json").read_text())["history"]
+    assert "val_robust_accuracy" in history and "robust_accuracy" not in history
+    assert small.compression_report().nonzeros <= 560 and small.attack is None

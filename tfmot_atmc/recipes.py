@@ -21,6 +21,7 @@ from tfmot_atmc.stages import (
     CoupledSGD,
     Stage,
     atmc_stages,
+    baseline_stages,
     dense_stage,
     l0_stages,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "Stage",
     "atmc_stages",
     "dense_stage",
+    "baseline_stages",
     "l0_stages",
     "run_stages",
 ]
@@ -88,11 +90,12 @@ def run_stages(
         if done:
             current = keras.saving.load_model(out / f"{stage.name}.keras", compile=False)
             continue
+        trained = stage.make_attack(attack)
         current = compress(
             current,
             stage.method,
-            attack=stage.make_attack(attack),
-            validation_attack=validation_attack,
+            attack=trained,
+            validation_attack=validation_attack or trained or attack,
             objective=objective if stage.objective is None else stage.objective,
             attack_warmup=round(stage.warmup_epochs * _steps(stage, data)),
             seed=seed + 1000 * number,
@@ -189,6 +192,7 @@ def _settings(stage: Stage, attack: Any, objective: Any, *others: Any) -> dict[s
     weights = hashlib.sha256()
     for value in model.get_weights():
         weights.update(value.tobytes())
+    trained = stage.make_attack(attack)
     settings = {
         "stage": stage.name,
         "method": keras.saving.serialize_keras_object(stage.method),
@@ -200,7 +204,7 @@ def _settings(stage: Stage, attack: Any, objective: Any, *others: Any) -> dict[s
         "clipnorm": stage.clipnorm,
         "warmup_epochs": stage.warmup_epochs,
         "batch_size": stage.batch_size,
-        "attack": attacks.serialize(stage.make_attack(attack)),
+        "attack": trained and attacks.serialize(trained),
         "objective": repr(objective if stage.objective is None else stage.objective),
         "augment": augment,
         "seed": seed,

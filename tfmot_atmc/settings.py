@@ -12,7 +12,7 @@ from tfmot_atmc.recipes import Stage
 
 __all__ = ["METHODS", "CompressionSettings"]
 
-METHODS = ("atmc", "al0", "da")
+METHODS = ("al0", "alr", "ap", "atmc", "da", "nap")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,8 @@ class CompressionSettings:
     Attributes:
         model: name of a network of `tfmot_atmc.models`, or path of a `.keras` file.
         dataset: name of a dataset.
-        method: `"atmc"`, `"al0"`, or `"da"` for the dense start alone.
+        method: `"atmc"`; one that it is compared with, `"al0"`, `"ap"`, `"nap"` or `"alr"`; or
+            `"da"` for the dense start alone.
         ratio: nonzeros as a ratio of the dense kernels' parameters, in (0, 1].
         bits: b of ATMC's codebooks, or 32 for none.
         epsilon: radius of the attacks, in input units.
@@ -99,11 +100,12 @@ class CompressionSettings:
         ratio, epochs = float(self.ratio or 0), int(self.epochs or 0)
         found = []
         if self.dense_epochs:
-            found.append(recipes.dense_stage(self.dense_epochs, self.preset))
+            start = recipes.dense_stage(self.dense_epochs, self.preset)
+            found.append(start.on_clean_inputs() if self.method == "nap" else start)
         if self.method == "atmc":
             found += recipes.atmc_stages(ratio, int(self.bits or 32), epochs, self.preset)
-        elif self.method == "al0":
-            found += recipes.l0_stages(ratio, epochs, self.preset)
+        elif self.method != "da":
+            found += recipes.baseline_stages(self.method, ratio, epochs, self.preset)
         if self.batch_size is not None:
             found = [dataclasses.replace(stage, batch_size=self.batch_size) for stage in found]
         return found

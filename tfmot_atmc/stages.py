@@ -11,9 +11,18 @@ import keras
 from tfmot_atmc import attacks
 from tfmot_atmc.constraints import ConstantBudget, CubicBudget
 from tfmot_atmc.methods import AL0, ATMC, DA, Method
+from tfmot_atmc.methods import get as get_method
 from tfmot_atmc.objectives import AdversarialLoss
 
-__all__ = ["PRESETS", "CoupledSGD", "Stage", "atmc_stages", "dense_stage", "l0_stages"]
+__all__ = [
+    "PRESETS",
+    "CoupledSGD",
+    "Stage",
+    "atmc_stages",
+    "baseline_stages",
+    "dense_stage",
+    "l0_stages",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +42,8 @@ class Stage:
         warmup_epochs: epochs over which perturbations grow to their full size.
         batch_size: examples a step.
         objective: `"adversarial"`, `"half"` or an `Objective`; None for that of the run.
-        attack_factor: the training attack takes this many times the steps of the run's attack.
+        attack_factor: the training attack takes this many times the steps of the run's attack;
+            0 for training on clean inputs.
     """
 
     name: str
@@ -49,8 +59,14 @@ class Stage:
     objective: Any = None
     attack_factor: int = 1
 
-    def make_attack(self, attack: Any) -> attacks.Attack:
+    def on_clean_inputs(self) -> Stage:
+        """Returns the same stage without attacks in training."""
+        return dataclasses.replace(self, attack_factor=0, objective=AdversarialLoss(1.0))
+
+    def make_attack(self, attack: Any) -> attacks.Attack | None:
         """Returns the run's attack with the number of steps of this stage."""
+        if not self.attack_factor:
+            return None
         attack = attacks.get(attack)
         config = attack.get_config()
         if self.attack_factor == 1 or "steps" not in config:
@@ -146,6 +162,25 @@ def l0_stages(ratio: float, epochs: int, preset: str = "default") -> list[Stage]
         decay = (0.15, 0.3, 0.45, 0.6)
         return [Stage("l0", method, epochs, 0.01, decay=decay, clipnorm=None, batch_size=128)]
     return [Stage("l0", AL0(ratio=ratio, schedule=CubicBudget(end=0.4)), epochs, **_PRUNING)]
+
+
+def baseline_stages(method: str, ratio: float, epochs: int, preset: str = "default") -> list[Stage]:
+    """Returns the stage of a method that ATMC is compared with, after the dense start.
+
+    All have the optimizer, the rates and the number of steps of `l0_stages`.
+
+    Args:
+        method: `"al0"`, `"ap"`, `"alr"`, or `"nap"`, whose start should be clean as well.
+        ratio: parameters left as a ratio of the dense kernels' parameters.
+        epochs: number of epochs.
+        preset: `"default"` or `"paper"`.
+    """
+    stages = l0_stages(ratio, epochs, preset)
+    if method == "al0":
+        return stages
+    made = get_method(method, ratio=ratio)
+    stage = dataclasses.replace(stages[0], name=method, method=made)
+    return [stage if made.adversarial else stage.on_clean_inputs()]
 
 
 def atmc_stages(
