@@ -142,8 +142,8 @@ _HARDENING: dict[str, Any] = _PRUNING | {
     "objective": AdversarialLoss(clean_weight=0.3),
 }
 _POLISHING: dict[str, Any] = _HARDENING | {
-    "learning_rate": 0.03,
-    "objective": AdversarialLoss(clean_weight=0.45),
+    "learning_rate": 0.05,
+    "objective": AdversarialLoss(clean_weight=0.38),
 }
 _CODEBOOK = _POLISHING | {"learning_rate": 0.02}
 
@@ -189,16 +189,16 @@ def atmc_stages(
     """Returns the stages of ATMC after the dense start.
 
     The default prunes along a cubic, then hardens the few weights that are left under an attack of
-    three times the steps (they learn to fool a short attack), polishes them at a lower rate with a
-    larger share of clean inputs, and with `bits` below 32 ties them to codebooks. It does not grow
+    three times the steps (they learn to fool a short attack), polishes them with a larger share
+    of clean inputs, and with `bits` below 32 ties them to codebooks. It does not grow
     by gradient, which lost in paired runs. The preset `"paper"` is l0 projection of plain kernels,
     then ATMC-32, then ATMC-b by ADMM, with the learning rates of the authors' code.
 
     Args:
         ratio: nonzeros as a ratio of the dense kernels' parameters.
         bits: b of the codebooks; 32 for none.
-        epochs: epochs of the pruning stage; hardening takes a fourth more, polishing a seventh, and
-            a codebook a twelfth.
+        epochs: epochs of the pruning stage; hardening takes a fourth more, polishing a third, and a
+            codebook a twelfth.
         preset: `"default"` or `"paper"`.
 
     Source of the paper's: Gui et al., NeurIPS 2019, section 4.1, and the authors' code.
@@ -220,7 +220,7 @@ def atmc_stages(
     stages = [Stage("atmc32", method, epochs, **_PRUNING)]
     method = ATMC(ratio, schedule=ConstantBudget())
     stages.append(Stage("hardened", method, max(1, epochs // 4), **_HARDENING))
-    stages.append(Stage("polished", method, max(1, epochs // 7), **_POLISHING))
+    stages.append(Stage("polished", method, max(1, epochs // 3), **_POLISHING))
     if bits != 32:
         method = ATMC(ratio, bits=bits, schedule=ConstantBudget(), codebook_begin=0)
         stages.append(Stage(f"atmc{bits}", method, max(1, epochs // 12), **_CODEBOOK))

@@ -5,20 +5,33 @@ Each attack is called as `attack(model, x, y)`, eagerly or in a graph. To add on
 `Attack`, write `_perturb(problem, seed)`, and list it in `registry.py`.
 """
 
+from tfmot_atmc.attacks.apgd import APGD, APGDT
+from tfmot_atmc.attacks.atta import ATTA, Keyed
+from tfmot_atmc.attacks.autoattack import AutoAttack
 from tfmot_atmc.attacks.base import Attack
+from tfmot_atmc.attacks.fab import FAB, FABT
 from tfmot_atmc.attacks.fgsm import FGSM, RFGSM
 from tfmot_atmc.attacks.outputs import cross_entropy, logits_of, looks_like_probabilities
 from tfmot_atmc.attacks.pgd import BIM, PGD
 from tfmot_atmc.attacks.problem import Problem, fold_in
 from tfmot_atmc.attacks.registry import get, serialize
+from tfmot_atmc.attacks.square import Square
 
 __all__ = [
+    "APGD",
+    "APGDT",
+    "ATTA",
     "BIM",
+    "FAB",
+    "FABT",
     "FGSM",
     "PGD",
     "RFGSM",
     "Attack",
+    "AutoAttack",
+    "Keyed",
     "Problem",
+    "Square",
     "cross_entropy",
     "fold_in",
     "get",

@@ -134,6 +134,15 @@ class Attack:
         """
         raise NotImplementedError(f"{type(self).__name__} must implement `_perturb`.")
 
+    def inputs(self, x: Any, *, training: bool = False) -> Any:
+        """Returns what the model is to see of `x`: all of it, unless an attack says otherwise.
+
+        Args:
+            x: Inputs as given to the attack.
+            training: They are those of a train step.
+        """
+        return x
+
     def check_inputs(self, x: Any) -> None:
         """Raises ValueError where concrete floating inputs hold NaNs or leave the bounds.
 
@@ -186,8 +195,9 @@ class Attack:
         return _rebuild, (type(self), self.get_config())
 
     def _problem(self, model: Callable[..., Any], x: Any, y: tf.Tensor) -> Problem:
+        logits = logits_function(model)
         return Problem(
-            logits_function(model),
+            lambda inputs: logits(self.inputs(inputs)),
             x,
             y,
             epsilon=self.epsilon,

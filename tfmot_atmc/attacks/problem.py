@@ -23,7 +23,7 @@ Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 _GENERATOR = "philox"
 
 
-def fold_in(seed: tf.Tensor, index: int) -> tf.Tensor:
+def fold_in(seed: tf.Tensor, index: int | tf.Tensor) -> tf.Tensor:
     """Returns a fresh `[2]` seed derived from `seed` and `index`."""
     return tf.random.experimental.stateless_fold_in(seed, index, alg=_GENERATOR)
 

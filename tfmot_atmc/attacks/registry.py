@@ -5,17 +5,29 @@ from __future__ import annotations
 
 from typing import Any
 
+from tfmot_atmc.attacks.apgd import APGD, APGDT
+from tfmot_atmc.attacks.atta import ATTA
+from tfmot_atmc.attacks.autoattack import AutoAttack
 from tfmot_atmc.attacks.base import Attack
+from tfmot_atmc.attacks.fab import FAB, FABT
 from tfmot_atmc.attacks.fgsm import FGSM, RFGSM
 from tfmot_atmc.attacks.pgd import BIM, PGD
+from tfmot_atmc.attacks.square import Square
 
 __all__ = ["get", "serialize"]
 
 _ATTACKS: dict[str, type[Attack]] = {
+    "apgd": APGD,
+    "apgdt": APGDT,
+    "atta": ATTA,
+    "autoattack": AutoAttack,
     "bim": BIM,
+    "fab": FAB,
+    "fabt": FABT,
     "fgsm": FGSM,
     "pgd": PGD,
     "rfgsm": RFGSM,
+    "square": Square,
 }
 
 

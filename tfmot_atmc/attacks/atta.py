@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Perturbations that a training carries from one epoch to the next, example by example."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfmot_atmc.attacks.base import Attack
+from tfmot_atmc.attacks.canvas import Canvas
+from tfmot_atmc.attacks.pgd import repeat
+from tfmot_atmc.attacks.problem import Leaves, Problem, fold_in
+from tfmot_atmc.attacks.values import plain, radius
+from tfmot_atmc.files import written_whole
+
+__all__ = ["ATTA", "Keyed"]
+
+
+class Keyed(NamedTuple):
+    """Images of a batch, with the key by which `ATTA` finds their perturbations.
+
+    Attributes:
+        image: Floating `[batch, ...]`, what the model is to see: cropped and mirrored already.
+        index: Integers `[batch]`, which examples of the training set; no example twice.
+        window: Integers `[batch, 3]`: rows and columns of the padded image that the crop leaves
+            out at the top and at the left, and 1 where the crop was mirrored afterwards.
+    """
+
+    image: Any
+    index: Any
+    window: Any
+
+
+class ATTA(Attack):
+    """Adversarial training with accumulated perturbations: each epoch goes on where the last ended.
+
+    One cheap step an epoch thus becomes a long attack over many. Perturbations are stored for each
+    example on the padded canvas; a crop reads its window, mirrored with it, and what the attack
+    makes of it is written back into that window. They are kept in float16, and with `downsample`
+    as averages of blocks. Zheng et al., "Efficient adversarial training with transferable
+    adversarial examples", 2020; the step, the first perturbation (uniform in the ball) and the
+    downsampling are those that were used for pruning at large scale.
+
+    Called with `Keyed` inputs it reads and writes the store, in the graph. Called with plain
+    inputs, as by `evaluate`, it starts at random and stores nothing. `tfmot_atmc.augmentation`
+    has the keyed dataset for `fit`, `tfmot_atmc.callbacks.KeepPerturbations` saves the store of a
+    run that may be interrupted. A copy of an attack starts with an empty store.
+
+    Args:
+        epsilon: Radius in input units, a scalar or one value a channel.
+        num_examples: Number of examples of the training set.
+        image_shape: Shape of an image that the model sees, `(height, width, channels)`; or any
+            shape where there is neither padding nor downsampling nor mirroring.
+        steps: Steps at each visit of an example.
+        step_size: Step in input units; None is `epsilon / 2`.
+        padding: Pixels by which augmentation pads an image on each side before it crops.
+        downsample: Side of the blocks of which only the average is stored; 1 stores all.
+        reset_every: Visits of an example (that is, epochs) after which its perturbation is drawn
+            anew; None for never.
+        max_bytes: Most bytes that the store may take.
+        **kwargs: `bounds`, `seed` and `loss`, see `Attack`.
+
+    Raises:
+        ValueError: the store would take more than `max_bytes`, or an argument is out of range.
+
+    Example:
+    >>> attack = ATTA(epsilon=0.25, num_examples=1, image_shape=(1, 2, 1), step_size=0.05)
+    >>> model = lambda x: tf.stack([x[:, 0, 0, 0], -x[:, 0, 0, 0]], axis=1)
+    >>> batch = Keyed(tf.fill([1, 1, 2, 1], 0.5), [0], [[0, 0, 0]])
+    >>> results = [attack(model, batch, [0]).image[0, 0, 0, 0] for _ in range(12)]
+    >>> float(results[0]) > 0.25, float(results[-1])  # too far for one step, not for twelve
+    (True, 0.25)
+    """
+
+    _without = ("norm", "targeted")
+
+    def __init__(
+        self,
+        *,
+        epsilon: Any,
+        num_examples: int,
+        image_shape: Sequence[int],
+        steps: int = 1,
+        step_size: Any = None,
+        padding: int = 0,
+        downsample: int = 1,
+        reset_every: int | None = None,
+        max_bytes: int = 2**31,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(epsilon=epsilon, **kwargs)
+        for name, value in (
+            ("num_examples", num_examples),
+            ("steps", steps),
+            ("reset_every", 1 if reset_every is None else reset_every),
+        ):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1. Received {value!r}.")
+        self.num_examples = int(num_examples)
+        self.steps = int(steps)
+        self._step_size = None if step_size is None else radius(step_size, "step_size")
+        self.reset_every = None if reset_every is None else int(reset_every)
+        self.max_bytes = int(max_bytes)
+        self._canvas = Canvas(image_shape, padding, downsample)
+        self._canvas.check_size(self.num_examples, self.max_bytes)
+        self._variables: tuple[tf.Variable, tf.Variable] | None = None
+
+    def __call__(self, model: Callable[..., Any], x: Any, y: Any, *, seed: Any = None) -> Any:
+        """Returns adversarial inputs, and with `Keyed` ones stores their perturbations.
+
+        Args:
+            model: As of `Attack`.
+            x: `Keyed`, or plain inputs.
+            y: As of `Attack`.
+            seed: As of `Attack`; of the perturbation at an example's first visit.
+
+        Returns:
+            `Keyed` with the adversarial images and the same key, or inputs like `x`.
+
+        Raises:
+            ValueError: as of `Attack`, or a key is out of range.
+        """
+        if isinstance(x, Keyed):
+            x = Keyed(*(tf.convert_to_tensor(part) for part in x))
+        return super().__call__(model, x, y, seed=seed)
+
+    @property
+    def step_size(self) -> np.ndarray:
+        """The step in input units, as an array that broadcasts along the channels."""
+        return np.asarray(self.epsilon / 2) if self._step_size is None else self._step_size
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of an image that the model sees."""
+        return self._canvas.image_shape
+
+    @property
+    def padding(self) -> int:
+        """Pixels by which the canvas is larger than an image, on each side."""
+        return self._canvas.padding
+
+    @property
+    def store(self) -> tf.Variable:
+        """Stored perturbations, float16 `[num_examples, *cells]`; made when first asked for."""
+        return self._state()[0]
+
+    @property
+    def visits(self) -> tf.Variable:
+        """How often each example was attacked, int32 `[num_examples]`; 0: nothing stored yet."""
+        return self._state()[1]
+
+    def _state(self) -> tuple[tf.Variable, tf.Variable]:
+        if self._variables is None:
+            with tf.init_scope():
+                cells = [self.num_examples, *self._canvas.cells]
+                self._variables = (
+                    tf.Variable(tf.zeros(cells, tf.float16), trainable=False, name="atta_store"),
+                    tf.Variable(
+                        tf.zeros([self.num_examples], tf.int32), trainable=False, name="atta_visits"
+                    ),
+                )
+        return self._variables
+
+    def reset(self) -> None:
+        """Forgets all perturbations."""
+        self.visits.assign(tf.zeros_like(self.visits))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the store to a file, whole or not at all.
+
+        Args:
+            path: A name ending in `.npz`.
+        """
+        with written_whole(path) as partial, open(partial, "wb") as file:
+            np.savez(file, store=self.store.numpy(), visits=self.visits.numpy())
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Reads a store that `save` wrote.
+
+        Raises:
+            ValueError: it is that of other data or of another canvas.
+        """
+        with np.load(path) as saved:
+            for variable, name in ((self.store, "store"), (self.visits, "visits")):
+                if name not in saved or saved[name].shape != tuple(variable.shape):
+                    found = saved[name].shape if name in saved else "none"
+                    raise ValueError(
+                        f"{os.fspath(path)} has `{name}` of shape {found}, but this attack's is "
+                        f"of shape {tuple(variable.shape)}. Use the same data, padding and "
+                        "downsampling as when it was saved."
+                    )
+            self.store.assign(saved["store"])
+            self.visits.assign(saved["visits"])
+
+    def inputs(self, x: Any, *, training: bool = False) -> Any:
+        """Returns the images of keyed inputs, and plain inputs as they are.
+
+        Args:
+            x: `Keyed`, or a nest of tensors.
+            training: Plain inputs are refused.
+
+        Raises:
+            ValueError: `training` with inputs that have no key.
+        """
+        if isinstance(x, Keyed):
+            return x.image
+        if training:
+            raise ValueError(
+                "Training with ATTA needs inputs with the key of their perturbations. Fit on "
+                "tfmot_atmc.augmentation.KeyedBatches(x, y, attack=..., batch_size=...)."
+            )
+        return x
+
+    def check_inputs(self, x: Any) -> None:
+        """Raises ValueError where images leave the bounds, or keys the store.
+
+        Args:
+            x: `Keyed` or a nest of arrays or eager tensors.
+        """
+        super().check_inputs(x)
+        if not isinstance(x, Keyed):
+            return
+        index, window = np.asarray(x.index), np.asarray(x.window)
+        if index.size and not (index.min() >= 0 and index.max() < self.num_examples):
+            raise ValueError(
+                f"`index` must lie in [0, {self.num_examples}). Received values from "
+                f"{index.min()} to {index.max()}."
+            )
+        offsets = window[:, :2]
+        if offsets.size and not (offsets.min() >= 0 and offsets.max() <= 2 * self.padding):
+            raise ValueError(
+                f"Crops must lie on the canvas: offsets in [0, {2 * self.padding}] with "
+                f"padding={self.padding}. Received values from {offsets.min()} to {offsets.max()}."
+            )
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments as plain Python values."""
+        return {
+            **super().get_config(),
+            "num_examples": self.num_examples,
+            "image_shape": self.image_shape,
+            "steps": self.steps,
+            "step_size": plain(self._step_size),
+            "padding": self.padding,
+            "downsample": self._canvas.factor,
+            "reset_every": self.reset_every,
+            "max_bytes": self.max_bytes,
+        }
+
+    def _perturb(self, problem: Problem, seed: tf.Tensor) -> Leaves:
+        keyed = problem.pack(problem.x)
+        if not isinstance(keyed, Keyed):
+            return self._ascend(problem, problem.random_start(seed))
+        image = problem.x[0]
+        if tuple(image.shape[1:]) != self.image_shape:
+            raise ValueError(
+                f"The images have shape {tuple(image.shape[1:])}, but `image_shape` is "
+                f"{self.image_shape}."
+            )
+        old = self._recall(problem, keyed.index, seed)
+        window = self._canvas.read(tf.cast(old, image.dtype), keyed.window)
+        # Elsewhere on the canvas, or after rounding, it may have been outside: projected at once.
+        leaves = self._ascend(problem, problem.project([image + window]))
+        change = tf.cast(leaves[0] - image, tf.float32)
+        self._remember(self._canvas.write(old, change, keyed.window), keyed.index)
+        return leaves
+
+    def _ascend(self, problem: Problem, leaves: Leaves) -> Leaves:
+        def step(leaves: Leaves) -> tuple[Leaves]:
+            _, _, gradients = problem.gradient(leaves)
+            return (problem.step(leaves, gradients, self.step_size),)
+
+        return repeat(step, (leaves,), self.steps)[0]
+
+    def _recall(self, problem: Problem, index: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Returns canvases, float32: stored ones, or noise where there are none yet."""
+        stored = self._canvas.upsample(tf.cast(tf.gather(self.store, index), tf.float32))
+        visits = tf.gather(self.visits, index)
+        fresh = visits == 0
+        if self.reset_every is not None:
+            fresh = visits % self.reset_every == 0
+        noise = problem._uniform(stored, fold_in(seed, 0))
+        noise *= problem.constant(self.epsilon, stored)
+        return tf.where(problem.column(fresh, stored), noise, stored)
+
+    def _remember(self, canvas: tf.Tensor, index: tf.Tensor) -> None:
+        cells = tf.cast(self._canvas.pool(canvas), tf.float16)
+        self.store.scatter_update(tf.IndexedSlices(cells, index))
+        self.visits.scatter_add(tf.IndexedSlices(tf.ones_like(index, tf.int32), index))

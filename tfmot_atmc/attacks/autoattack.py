@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AutoAttack: an ensemble of attacks without parameters to choose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfmot_atmc.attacks.apgd import APGD, APGDT
+from tfmot_atmc.attacks.base import Attack
+from tfmot_atmc.attacks.fab import FAB, FABT
+from tfmot_atmc.attacks.outputs import hard_labels, logits_function
+from tfmot_atmc.attacks.problem import fold_in
+from tfmot_atmc.attacks.square import Square
+
+__all__ = ["AutoAttack"]
+
+VERSIONS = ("standard", "plus", "rand")
+
+
+class AutoAttack(Attack):
+    """APGD-CE, targeted APGD-DLR, targeted FAB and Square, each on what the ones before have left.
+
+    `evaluate_robustness` runs its parts one by one and reports each; that is how it should be
+    used. Called itself it runs eagerly.
+
+    Args:
+        epsilon: Radius in input units, a scalar.
+        version: `"standard"`; `"plus"`, with restarts and the untargeted attacks as well; or
+            `"rand"`, for models that are random: APGD with averaged gradients.
+        steps: Steps of APGD and FAB.
+        queries: Queries of Square.
+        **kwargs: `norm`, `bounds` and `seed`, see `Attack`.
+
+    Attributes:
+        attacks: The parts by name, in the order they run.
+
+    Raises:
+        ValueError: `version` is unknown, or an argument is out of range.
+
+    Source: Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of
+        diverse parameter-free attacks", ICML 2020.
+
+    Example:
+    >>> list(AutoAttack(epsilon=8 / 255).attacks)
+    ['apgd-ce', 'apgd-t', 'fab-t', 'square']
+    """
+
+    _without = ("targeted", "loss")
+
+    def __init__(
+        self,
+        *,
+        epsilon: Any,
+        version: str = "standard",
+        steps: int = 100,
+        queries: int = 5000,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(epsilon=epsilon, **kwargs)
+        if version not in VERSIONS:
+            raise ValueError(f"`version` must be one of {VERSIONS}. Received {version!r}.")
+        self.version, self.steps, self.queries = version, int(steps), int(queries)
+        low, high = super().get_config()["bounds"]
+        common: dict[str, Any] = {
+            "epsilon": epsilon,
+            "norm": self.norm,
+            "bounds": (low, high),
+            "seed": self.seed,
+        }
+        self.attacks: dict[str, Attack] = _parts(version, self.steps, self.queries, common)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments as plain Python values."""
+        return {
+            **super().get_config(),
+            "version": self.version,
+            "steps": self.steps,
+            "queries": self.queries,
+        }
+
+    def __call__(self, model: Callable[..., Any], x: Any, y: Any, *, seed: Any = None) -> Any:
+        """Returns adversarial inputs, see `Attack.__call__`; eager only.
+
+        Raises:
+            ValueError: called within a graph.
+        """
+        if not tf.executing_eagerly():
+            raise ValueError(
+                "AutoAttack drops examples as they break and runs eagerly only. In a graph, and "
+                "for training, use one of its parts, such as APGD."
+            )
+        y = tf.convert_to_tensor(y)
+        found = tf.nest.map_structure(lambda leaf: np.array(leaf), x)
+        seed = self._as_seed(seed)
+        classify = tf.function(logits_function(model), autograph=False, reduce_retracing=True)
+        left = np.arange(len(y))
+        for number, attack in enumerate(self.attacks.values()):
+            if not left.size:
+                break
+            part = tf.nest.map_structure(lambda leaf, rows=left: leaf[rows], found)
+            labels = tf.gather(y, left)
+            result = attack(model, part, labels, seed=fold_in(seed, number))
+            logits = classify(tf.nest.map_structure(tf.convert_to_tensor, result))
+            wrong = (tf.argmax(logits, axis=1) != hard_labels(labels)).numpy()
+            for leaf, new in zip(tf.nest.flatten(found), tf.nest.flatten(result), strict=True):
+                leaf[left[wrong]] = np.asarray(new)[wrong]
+            left = left[~wrong]
+        return tf.nest.map_structure(tf.convert_to_tensor, found)
+
+
+def _parts(version: str, steps: int, queries: int, common: dict[str, Any]) -> dict[str, Attack]:
+    if version == "rand":
+        return {
+            f"apgd-{objective}": APGD(objective=objective, steps=steps, eot=20, **common)
+            for objective in ("ce", "dlr")
+        }
+    targeted: dict[str, Attack] = {
+        "apgd-t": APGDT(steps=steps, **common),
+        "fab-t": FABT(steps=steps, **common),
+    }
+    square: dict[str, Attack] = {"square": Square(queries=queries, **common)}
+    if version == "standard":
+        return {"apgd-ce": APGD(steps=steps, **common), **targeted, **square}
+    return {
+        "apgd-ce": APGD(steps=steps, restarts=5, **common),
+        "apgd-dlr": APGD(objective="dlr", steps=steps, restarts=5, **common),
+        "fab": FAB(steps=steps, restarts=5, **common),
+        **square,
+        **targeted,
+    }
