@@ -142,10 +142,10 @@ _HARDENING: dict[str, Any] = _PRUNING | {
     "objective": AdversarialLoss(clean_weight=0.3),
 }
 _POLISHING: dict[str, Any] = _HARDENING | {
-    "learning_rate": 0.05,
-    "objective": AdversarialLoss(clean_weight=0.38),
+    "learning_rate": 0.02,
+    "objective": AdversarialLoss(clean_weight=0.4),
 }
-_CODEBOOK = _POLISHING | {"learning_rate": 0.02}
+_CODEBOOK = _POLISHING | {"learning_rate": 0.01}
 
 
 def l0_stages(ratio: float, epochs: int, preset: str = "default") -> list[Stage]:
@@ -197,7 +197,7 @@ def atmc_stages(
     Args:
         ratio: nonzeros as a ratio of the dense kernels' parameters.
         bits: b of the codebooks; 32 for none.
-        epochs: epochs of the pruning stage; hardening takes a fourth more, polishing a third, and a
+        epochs: epochs of the pruning stage; hardening and polishing take a fourth more each, and a
             codebook a twelfth.
         preset: `"default"` or `"paper"`.
 
@@ -220,7 +220,7 @@ def atmc_stages(
     stages = [Stage("atmc32", method, epochs, **_PRUNING)]
     method = ATMC(ratio, schedule=ConstantBudget())
     stages.append(Stage("hardened", method, max(1, epochs // 4), **_HARDENING))
-    stages.append(Stage("polished", method, max(1, epochs // 3), **_POLISHING))
+    stages.append(Stage("polished", method, max(1, epochs // 4), **_POLISHING))
     if bits != 32:
         method = ATMC(ratio, bits=bits, schedule=ConstantBudget(), codebook_begin=0)
         stages.append(Stage(f"atmc{bits}", method, max(1, epochs // 12), **_CODEBOOK))
