@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmot_atmc import attacks
+from tfmot_atmc import attacks, files
 from tfmot_atmc.evaluation import RobustnessReport, evaluate_robustness, wilson_interval
 
 # One input, class 1 above the middle: robust at radius e exactly where |x - 0.5| > e.
@@ -219,7 +219,8 @@ def test_probabilities_and_zero_gradients_are_warned_of(model, data):
     hidden = evaluate_robustness(lambda t: 1.0 * softmax(t), data, **options)
     assert "returns probabilities" in hidden.warnings[0]
     flat = evaluate_robustness(lambda t: tf.nn.relu(model(t) - 100.0), data, **options)
-    assert "exactly zero for 100.0%" in flat.warnings[-1]
+    assert "exactly zero for 100.0%" in flat.checks["gradients are not zero"]
+    assert "allows any image" in flat.checks["unbounded attacks succeed"]
     single = evaluate_robustness(model, (x[y == 1], y[y == 1]), **options)
     assert "All labels are 1" in single.warnings[0]
     assert "Warning: All labels are 1" in str(single)
@@ -278,12 +279,20 @@ def test_report_prints_a_table_and_saves_json(tmp_path, model, data):
     assert isinstance(report, RobustnessReport)
     lines = str(report).splitlines()
     assert lines[0] == "Robustness of tiny on 40 examples"
-    assert [line.split()[0] for line in lines[2:]] == ["clean", "FGSM", "PGD-2", "worst"]
+    assert [line.split()[0] for line in lines[2:6]] == ["clean", "FGSM", "PGD-2", "worst"]
+    assert "attacks take enough steps" in report.checks  # two steps are too few, and it says so
+    assert any(line.startswith("Warning: PGD-2 has not converged") for line in lines[6:])
+    assert lines[-1].startswith("Checks passed: outputs are logits, gradients are not zero")
     assert "80.00%" in lines[2]
     path = tmp_path / "report.json"
     report.save(path)
     loaded = json.loads(path.read_text())
     assert loaded == report.to_dict()
+    assert RobustnessReport.load(path).to_dict() == loaded
+    with pytest.raises(ValueError, match="is not a robustness report"):
+        files.write_json(tmp_path / "other.json", {"n": 3})
+        RobustnessReport.load(tmp_path / "other.json")
+    (tmp_path / "other.json").unlink()
     assert loaded["attacks"][0]["attack"]["config"]["epsilon"] == 0.2
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.json"]
     rebuilt = attacks.get(loaded["attacks"][1]["attack"])

@@ -7,8 +7,10 @@ import dataclasses
 import json
 import math
 import os
-import tempfile
+from pathlib import Path
 from typing import Any
+
+from tfmot_atmc.files import write_json
 
 __all__ = ["AttackResult", "RobustnessReport", "wilson_interval"]
 
@@ -76,6 +78,7 @@ class RobustnessReport:
         drop_broken: Whether an attack saw only what the attacks before it had left.
         seed, batch_size: Together with the attacks, they fix the result.
         warnings: Reasons to trust the figures less.
+        checks: By name, `"passed"` or what a check for fake robustness found.
     """
 
     target: str
@@ -90,6 +93,7 @@ class RobustnessReport:
     seed: int
     batch_size: int
     warnings: list[str]
+    checks: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the report as plain Python values; custom losses become their `repr`."""
@@ -101,18 +105,26 @@ class RobustnessReport:
         Args:
             path: File to write or replace; its folder must exist.
         """
-        path = os.fspath(path)
-        text = json.dumps(self.to_dict(), indent=2) + "\n"
-        descriptor, temporary = tempfile.mkstemp(
-            dir=os.path.dirname(path) or ".", prefix=os.path.basename(path), suffix=".tmp"
-        )
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> RobustnessReport:
+        """Returns the report that `save` wrote.
+
+        Raises:
+            ValueError: the file holds something else.
+        """
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+            fields = json.loads(Path(path).read_text())
+            results = [
+                AttackResult(**{**result, "interval": tuple(result["interval"])})
+                for result in fields.pop("attacks")
+            ]
+            for name in ("clean_interval", "robust_interval"):
+                fields[name] = tuple(fields[name])
+            return cls(**fields, attacks=results)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{os.fspath(path)} is not a robustness report: {error}") from error
 
     def __str__(self) -> str:
         rows = [("clean", self.clean_accuracy, self.clean_interval, "", "")]
@@ -133,4 +145,7 @@ class RobustnessReport:
             ),
             *(f"Warning: {warning}" for warning in self.warnings),
         ]
+        passed = [name for name, found in self.checks.items() if found == "passed"]
+        if passed:
+            lines.append(f"Checks passed: {', '.join(passed)}.")
         return "\n".join(lines)

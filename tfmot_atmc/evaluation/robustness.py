@@ -3,23 +3,25 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfmot_atmc import attacks as attacks_lib
-from tfmot_atmc.attacks import Attack, Problem, fold_in, looks_like_probabilities
-from tfmot_atmc.attacks.outputs import cross_entropy, logits_function
+from tfmot_atmc.attacks import Attack, fold_in
+from tfmot_atmc.evaluation import checks as checks_lib
+from tfmot_atmc.evaluation.data import batches, progress
 from tfmot_atmc.evaluation.report import AttackResult, RobustnessReport, wilson_interval
 from tfmot_atmc.evaluation.targets import Target, as_target
+from tfmot_atmc.files import write_json
 
 __all__ = ["evaluate_robustness"]
-
-# Above this fraction of examples without any gradient, gradient attacks are half blind.
-_ZERO_GRADIENTS = 0.01
 
 
 def evaluate_robustness(
@@ -33,6 +35,8 @@ def evaluate_robustness(
     max_examples: int | None = None,
     drop_broken: bool = True,
     seed: int = 0,
+    checks: bool = True,
+    state: str | os.PathLike[str] | None = None,
     verbose: int = 1,
 ) -> RobustnessReport:
     """Measures the accuracy of a classifier on clean data and under attacks.
@@ -45,15 +49,20 @@ def evaluate_robustness(
         data: Pair `(x, y)` of arrays (`x` may be a nest), or a batched `tf.data.Dataset` of such
             pairs. Labels are class indices or one-hot.
         attacks: `Attack`, name, list of these, or dict from a name of your choice to one. None is
-            a 16-step `PGD`. Earlier ones should be cheaper.
+            a 16-step `PGD`. Earlier ones should be cheaper. An ensemble, such as `"autoattack"`,
+            is run part by part.
         epsilon: Radius in input units for the default attack and for those given by name.
         batch_size: Examples attacked at once; a dataset keeps its own batches.
-        source: Model that stands in for a target without gradients: examples are made on it and
-            transferred, a weaker attack, and the result says so.
+        source: Model that stands in for a target without gradients: attacks by gradients are made
+            on it and transferred, a weaker attack, and the result says so. Attacks that need no
+            gradients, such as Square, always run on the target itself.
         max_examples: Use only the first ones.
         drop_broken: Give an attack only what is still right, so that the accuracy after it is
             after all so far. False gives each all that is right when clean.
         seed: Seed of all attacks, together with each one's own and the batch's number.
+        checks: Look for signs that the robustness is not real; the report names them.
+        state: File to which counts are written after every batch. The same call with the same
+            file goes on there, to the same result; the file is removed at the end.
         verbose: 0 for silence, 1 for a progress bar.
 
     Returns:
@@ -61,7 +70,8 @@ def evaluate_robustness(
 
     Raises:
         ValueError: no data, bad labels, inputs outside an attack's bounds, neither `attacks` nor
-            `epsilon`, or a target without gradients and no `source`.
+            `epsilon`, a target without gradients and no `source`, or a `state` of another
+            evaluation.
         RuntimeError: an attack left its ball or bounds.
 
     Example:
@@ -74,17 +84,24 @@ def evaluate_robustness(
     named = _named_attacks(attacks, epsilon)
     victim = as_target(target)
     origin = victim if source is None else as_target(source)
-    if origin.model is None:
+    if origin.model is None and any(attack.needs_gradients for attack in named.values()):
         raise ValueError(
             f"{origin.name} gives no gradients. Pass `source=` the Keras model it was made from: "
-            "adversarial examples are then made on that and transferred."
+            "adversarial examples are then made on that and transferred. Or give attacks that need "
+            "no gradients, such as Square."
         )
-    run = _Evaluation(victim, origin.model, origin.name, named, drop_broken, seed)
-    with _progress(verbose, data, batch_size, max_examples) as advance:
-        for x, y in _batches(data, batch_size, max_examples):
+    settings = {"batch_size": batch_size, "max_examples": max_examples, "checks": checks}
+    run = _Evaluation(victim, origin, named, drop_broken, seed, settings)
+    if state is not None:
+        run.keep_in(Path(state))
+    with progress(verbose, data, batch_size, max_examples) as advance:
+        for x, y in batches(data, batch_size, max_examples):
             run.add(x, y)
             advance(len(y))
-    return run.report(batch_size, None if source is None else origin.name)
+    report = run.report()
+    if state is not None:
+        Path(state).unlink(missing_ok=True)
+    return report
 
 
 class _Evaluation:
@@ -93,87 +110,172 @@ class _Evaluation:
     def __init__(
         self,
         victim: Target,
-        source: Callable[..., Any],
-        source_name: str,
+        origin: Target,
         attacks: dict[str, Attack],
         drop_broken: bool,
         seed: int,
+        settings: dict[str, Any],
     ) -> None:
-        self._victim, self._attacks = victim, attacks
-        self._source, self._source_name = source, source_name
-        self._drop_broken, self._seed = drop_broken, seed
-        self._batches = self._n = self._clean = self._robust = 0
-        self._attacked = dict.fromkeys(attacks, 0)
-        self._broken = dict.fromkeys(attacks, 0)
-        self._classes: set[int] = set()
-        self._warnings: list[str] = []
+        self._victim, self._origin, self._attacks = victim, origin, attacks
+        self._drop_broken, self._seed, self._settings = drop_broken, seed, settings
+        self._batches = 0
+        self._state: Path | None = None
+        self._counts: dict[str, Any] = {
+            "batches": 0,
+            "n": 0,
+            "clean": 0,
+            "robust": 0,
+            "not_finite": 0,
+            "classes": [],
+            "attacked": dict.fromkeys(attacks, 0),
+            "broken": dict.fromkeys(attacks, 0),
+            "checks": {},
+        }
+
+    def keep_in(self, path: Path) -> None:
+        """Writes the counts to a file after every batch, and takes up those it holds."""
+        self._state = path
 
     def add(self, x: Any, y: np.ndarray) -> None:
         for attack in self._attacks.values():
             attack.check_inputs(x)
+        number, self._batches = self._batches, self._batches + 1
+        if number and number < self._counts["batches"]:
+            return  # counted before the interruption
         clean = self._correct(x, y)
-        if not self._batches:
-            self._probe(x, y)
+        if not number:
+            self._begin(x, y, clean)
+            if self._counts["batches"]:
+                return
         robust = clean.copy()
-        for position, (name, attack) in enumerate(self._attacks.items()):
+        for position, name in enumerate(self._attacks):
             rows = np.flatnonzero(robust if self._drop_broken else clean)
-            if not rows.size:
-                continue
-            part = tf.nest.map_structure(lambda leaf, rows=rows: leaf[rows], x)
-            start = tf.constant([self._seed, attack.seed], tf.int64)
-            adversarial = attack(
-                self._source,
-                part,
-                y[rows],
-                seed=fold_in(fold_in(start, position), self._batches),
-            )
-            adversarial = tf.nest.map_structure(np.asarray, adversarial)
-            _check_ball(name, attack, part, adversarial)
-            still_right = self._correct(adversarial, y[rows])
-            robust[rows[~still_right]] = False
-            self._attacked[name] += rows.size
-            self._broken[name] += int((~still_right).sum())
-        self._batches += 1
-        self._n += len(y)
-        self._clean += int(clean.sum())
-        self._robust += int(robust.sum())
-        self._classes.update(np.unique(y).tolist())
+            if rows.size:
+                self._run(name, position, number, x, y, rows, robust)
+        counts = self._counts
+        counts["batches"] += 1
+        counts["n"] += len(y)
+        counts["clean"] += int(clean.sum())
+        counts["robust"] += int(robust.sum())
+        counts["classes"] = sorted({*counts["classes"], *np.unique(y).tolist()})
+        if self._state is not None:
+            write_json(self._state, {"digest": self._digest, "counts": counts})
 
-    def report(self, batch_size: int, source: str | None) -> RobustnessReport:
-        if not self._n:
+    def _begin(self, x: Any, y: np.ndarray, clean: np.ndarray) -> None:
+        """Looks at the first batch: takes up counts that belong to it, or runs the checks."""
+        if self._state is not None:
+            self._digest = self._fingerprint(x, y)
+            if self._state.exists():
+                kept = json.loads(self._state.read_text())
+                if kept.get("digest") != self._digest:
+                    raise ValueError(
+                        f"{self._state} is the state of another evaluation: attacks, data, seed, "
+                        "batch size or target differ. Give another file, or remove this one."
+                    )
+                self._counts = kept["counts"]
+                return
+        if self._settings["checks"]:
+            white = any(attack.needs_gradients for attack in self._attacks.values())
+            origin = self._origin if white else self._origin._replace(model=None)
+            sample = checks_lib.take_sample(self._victim, origin, x, y, clean)
+            self._counts["checks"] = checks_lib.run_checks(sample, self._attacks)
+
+    def _fingerprint(self, x: Any, y: np.ndarray) -> str:
+        """Returns a digest of all that the result depends on, the first batch for the data."""
+        configs = {
+            name: [type(attack).__name__, attack.get_config()]
+            for name, attack in self._attacks.items()
+        }
+        described = [configs, self._drop_broken, self._seed, self._settings, self._origin.name]
+        digest = hashlib.sha256(json.dumps(described, default=repr).encode())
+        for array in (*tf.nest.flatten(x), y, np.round(self._victim.predict(x), 3)):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def _run(
+        self,
+        name: str,
+        position: int,
+        number: int,
+        x: Any,
+        y: np.ndarray,
+        rows: np.ndarray,
+        robust: np.ndarray,
+    ) -> None:
+        """Attacks some rows of a batch, and takes those that break out of `robust`."""
+        attack = self._attacks[name]
+        part = tf.nest.map_structure(lambda leaf: leaf[rows], x)
+        start = tf.constant([self._seed, attack.seed], tf.int64)
+        model: Any = self._origin.model if attack.needs_gradients else self._victim.black_box
+        adversarial = attack(model, part, y[rows], seed=fold_in(fold_in(start, position), number))
+        adversarial = tf.nest.map_structure(np.asarray, adversarial)
+        _check_ball(name, attack, part, adversarial)
+        still_right = self._correct(adversarial, y[rows])
+        robust[rows[~still_right]] = False
+        self._counts["attacked"][name] += int(rows.size)
+        self._counts["broken"][name] += int((~still_right).sum())
+
+    def report(self) -> RobustnessReport:
+        counts = self._counts
+        n, clean = counts["n"], counts["clean"]
+        if not n:
             raise ValueError("There is no data to evaluate on: received no examples.")
-        if len(self._classes) == 1:
-            self._warnings.append(
-                f"All labels are {self._classes.pop()}: a constant answer would look robust."
-            )
-        results, left = [], self._clean
+        results, left = [], clean
         for name, attack in self._attacks.items():
-            right = (left if self._drop_broken else self._clean) - self._broken[name]
+            right = (left if self._drop_broken else clean) - counts["broken"][name]
             left = right
             results.append(
                 AttackResult(
-                    name=f"{name} (transfer from {source})" if source else name,
-                    accuracy=right / self._n,
-                    interval=wilson_interval(right, self._n),
-                    attacked=self._attacked[name],
-                    broken=self._broken[name],
+                    name=name + self._label(attack),
+                    accuracy=right / n,
+                    interval=wilson_interval(right, n),
+                    attacked=counts["attacked"][name],
+                    broken=counts["broken"][name],
                     attack={"class_name": type(attack).__name__, "config": attack.get_config()},
                 )
             )
+        transferred = self._origin is not self._victim
+        checks = self._checks()
         return RobustnessReport(
             target=self._victim.name,
-            source=source,
-            n=self._n,
-            clean_accuracy=self._clean / self._n,
-            clean_interval=wilson_interval(self._clean, self._n),
-            robust_accuracy=self._robust / self._n,
-            robust_interval=wilson_interval(self._robust, self._n),
+            source=self._origin.name if transferred else None,
+            n=n,
+            clean_accuracy=clean / n,
+            clean_interval=wilson_interval(clean, n),
+            robust_accuracy=counts["robust"] / n,
+            robust_interval=wilson_interval(counts["robust"], n),
             attacks=results,
             drop_broken=self._drop_broken,
             seed=self._seed,
-            batch_size=batch_size,
-            warnings=self._warnings,
+            batch_size=self._settings["batch_size"],
+            warnings=[text for text in checks.values() if text != "passed"],
+            checks=checks,
         )
+
+    def _label(self, attack: Attack) -> str:
+        """Returns what was attacked, where it is not simply the target by its own gradients."""
+        if attack.needs_gradients and self._origin is not self._victim:
+            return f" (transfer from {self._origin.name})"
+        return " (on the file itself)" if self._victim.model is None else ""
+
+    def _checks(self) -> dict[str, str]:
+        counts = self._counts
+        checks = dict(counts["checks"])
+        if not self._settings["checks"]:
+            return checks
+        if len(counts["classes"]) == 1:
+            checks["several classes"] = (
+                f"All labels are {counts['classes'][0]}: a constant answer would look robust."
+            )
+        if counts["not_finite"]:
+            checks["outputs are finite"] = (
+                f"{self._victim.name} returned NaN or infinity for {counts['not_finite']} inputs, "
+                "counted as wrong."
+            )
+        if self._drop_broken and any(not a.needs_gradients for a in self._attacks.values()):
+            found = checks_lib.black_box_stronger(counts["broken"], self._attacks, counts["n"])
+            checks["gradients beat outputs alone"] = found or "passed"
+        return checks
 
     def _correct(self, x: Any, y: np.ndarray) -> np.ndarray:
         """Returns which examples the target gets right; a NaN anywhere in a row is wrong."""
@@ -187,46 +289,9 @@ class _Evaluation:
             raise ValueError(
                 f"Labels must be in [0, {outputs.shape[1]}). Received {y.min()} to {y.max()}."
             )
-        return np.isfinite(outputs).all(axis=-1) & (outputs.argmax(axis=-1) == y)
-
-    def _probe(self, x: Any, y: np.ndarray) -> None:
-        """Looks for signs that gradients mislead on the first batch."""
-        model = self._source
-
-        def probe(inputs: Any, labels: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
-            problem = Problem(
-                logits_function(model),
-                inputs,
-                labels,
-                epsilon=np.array(0.0),
-                bounds=(None, None),
-                loss=cross_entropy,
-            )
-            logits, _, gradients = problem.gradient(problem.x)
-            return logits, gradients
-
-        inputs = tf.nest.map_structure(tf.convert_to_tensor, x), tf.convert_to_tensor(y)
-        try:
-            function = tf.function(probe, autograph=False).get_concrete_function(*inputs)
-            logits, gradients = function(*inputs)
-        except Exception as error:
-            raise ValueError(
-                f"No input gradient could be taken through {self._source_name}: {error}\n"
-                "Pass `source=` a differentiable model (a Keras model or a TensorFlow function "
-                "returning logits) to make the adversarial examples on."
-            ) from error
-        if looks_like_probabilities(logits):
-            self._warnings.append(
-                f"{self._source_name} returns probabilities and its logits were not found: "
-                "gradients through a saturated softmax vanish, so robustness is overstated."
-            )
-        flat = [np.asarray(gradient).reshape(len(y), -1) for gradient in gradients]
-        zero = float(np.mean(np.all(np.concatenate(flat, axis=1) == 0, axis=1)))
-        if zero > _ZERO_GRADIENTS:
-            self._warnings.append(
-                f"The input gradient is exactly zero for {zero:.1%} of the first batch: gradients "
-                "are masked or the logits are saturated, so robustness is overstated."
-            )
+        finite = np.isfinite(outputs).all(axis=-1)
+        self._counts["not_finite"] += int((~finite).sum())
+        return finite & (outputs.argmax(axis=-1) == y)
 
 
 def _named_attacks(attacks: Any, epsilon: Any) -> dict[str, Attack]:
@@ -236,7 +301,7 @@ def _named_attacks(attacks: Any, epsilon: Any) -> dict[str, Attack]:
             raise ValueError("Pass `attacks=` or, for the default attack, `epsilon=`.")
         attacks = attacks_lib.PGD(epsilon=epsilon, steps=16)
     if isinstance(attacks, Mapping) and "class_name" not in attacks:
-        return {str(name): _attack(entry, epsilon) for name, entry in attacks.items()}
+        return _expanded({str(name): _attack(entry, epsilon) for name, entry in attacks.items()})
     entries = attacks if isinstance(attacks, (list, tuple)) else [attacks]
     named: dict[str, Attack] = {}
     for entry in entries:
@@ -248,9 +313,22 @@ def _named_attacks(attacks: Any, epsilon: Any) -> dict[str, Attack]:
             count += 1
             name = f"{base} #{count}"
         named[name] = attack
-    if not named:
+    return _expanded(named)
+
+
+def _expanded(named: dict[str, Attack]) -> dict[str, Attack]:
+    """Returns the attacks with the parts of an ensemble in its place."""
+    found: dict[str, Attack] = {}
+    for name, attack in named.items():
+        parts = getattr(attack, "attacks", None)
+        if not parts:
+            found[name] = attack
+            continue
+        prefix = f"{name}: " if len(named) > 1 else ""
+        found |= {f"{prefix}{part}": member for part, member in parts.items()}
+    if not found:
         raise ValueError("`attacks` is empty. Pass at least one attack.")
-    return named
+    return found
 
 
 def _attack(entry: Any, epsilon: Any) -> Attack:
@@ -261,61 +339,11 @@ def _attack(entry: Any, epsilon: Any) -> Attack:
     return attacks_lib.get(entry)
 
 
-def _batches(
-    data: Any, batch_size: int, max_examples: int | None
-) -> Iterator[tuple[Any, np.ndarray]]:
-    """Yields batches of NumPy inputs and int64 class indices."""
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1. Received {batch_size}.")
-    left = float("inf") if max_examples is None else max_examples
-    for element in _elements(data, batch_size):
-        if not isinstance(element, (tuple, list)) or len(element) < 2:
-            raise ValueError(
-                f"The data must be pairs (x, y) with labels. Received {type(element)}."
-            )
-        x, y = tf.nest.map_structure(np.asarray, element[0]), _labels(element[1])
-        size = int(min(len(y), left))
-        if size:
-            yield tf.nest.map_structure(lambda leaf, size=size: leaf[:size], x), y[:size]
-        left -= size
-        if left <= 0:
-            return
-
-
-def _elements(data: Any, batch_size: int) -> Iterator[Any]:
-    if isinstance(data, tf.data.Dataset):
-        yield from data
-        return
-    if not isinstance(data, (tuple, list)) or len(data) != 2:
-        raise ValueError(
-            f"`data` must be a pair (x, y) or a batched tf.data.Dataset. Received {type(data)}."
-        )
-    x, y = tf.nest.map_structure(np.asarray, data[0]), np.asarray(data[1])
-    sizes = {len(leaf) for leaf in tf.nest.flatten(x)}
-    if sizes != {len(y)}:
-        raise ValueError(
-            f"Inputs and labels must have equal lengths. Received {sizes} and {len(y)}."
-        )
-    for start in range(0, len(y), batch_size):
-        part = slice(start, start + batch_size)
-        yield tf.nest.map_structure(lambda leaf, part=part: leaf[part], x), y[part]
-
-
-def _labels(y: Any) -> np.ndarray:
-    labels = np.asarray(y)
-    if labels.ndim == 2 and labels.shape[1] > 1:
-        return labels.argmax(axis=1)
-    if labels.ndim not in (1, 2):
-        raise ValueError(
-            "Labels must be class indices [batch] or one-hot [batch, classes], in batches. "
-            f"Received shape {labels.shape}; batch the dataset if it is not."
-        )
-    return labels.reshape(-1).astype(np.int64)
-
-
 def _check_ball(name: str, attack: Attack, clean: Any, adversarial: Any) -> None:
     """Raises RuntimeError unless every example is in the ball and in the bounds."""
     low, high = attack.bounds
+    if attack.norm == "l2":
+        _check_length(name, attack, clean, adversarial)
     for old, new in zip(tf.nest.flatten(clean), tf.nest.flatten(adversarial), strict=True):
         if not tf.as_dtype(old.dtype).is_floating or not old.size:
             continue
@@ -324,7 +352,7 @@ def _check_ball(name: str, attack: Attack, clean: Any, adversarial: Any) -> None
         change = np.abs(new.astype(np.float64) - old)
         outside = (
             not np.isfinite(change).all()
-            or (change > attack.epsilon * (1 + 1e-6) + slack).any()
+            or (attack.norm == "linf" and (change > attack.epsilon * (1 + 1e-6) + slack).any())
             or (low is not None and (new < np.minimum(low, old)).any())
             or (high is not None and (new > np.maximum(high, old)).any())
         )
@@ -336,22 +364,14 @@ def _check_ball(name: str, attack: Attack, clean: Any, adversarial: Any) -> None
             )
 
 
-@contextlib.contextmanager
-def _progress(
-    verbose: int, data: Any, batch_size: int, max_examples: int | None
-) -> Iterator[Callable[[int], None]]:
-    """Shows a bar of examples done; gives a function to advance it."""
-    if not verbose:
-        yield lambda count: None
-        return
-    from rich import progress as rich_progress
-
-    total = None
-    if isinstance(data, (tuple, list)) and len(data) == 2:
-        total = len(data[1]) if max_examples is None else min(len(data[1]), max_examples)
-    elif max_examples is not None:
-        total = max_examples
-    columns = [*rich_progress.Progress.get_default_columns(), rich_progress.MofNCompleteColumn()]
-    with rich_progress.Progress(*columns, transient=True) as bar:
-        task = bar.add_task("Attacking", total=total)
-        yield lambda count: bar.update(task, advance=count)
+def _check_length(name: str, attack: Attack, clean: Any, adversarial: Any) -> None:
+    squares = 0.0
+    for old, new in zip(tf.nest.flatten(clean), tf.nest.flatten(adversarial), strict=True):
+        change = new.astype(np.float64) - old
+        squares = squares + np.square(change).reshape(len(change), -1).sum(axis=1)
+    length = float(np.sqrt(np.max(squares, initial=0.0)))
+    if not length <= float(attack.epsilon) * (1 + 1e-4) + 1e-6:
+        raise RuntimeError(
+            f"The attack {name} left its ball: an example moved by {length:g} in the l2 norm for "
+            f"epsilon {float(attack.epsilon):g}."
+        )

@@ -22,11 +22,13 @@ class Target(NamedTuple):
         name: Name for reports.
         predict: Callable from a nest of NumPy inputs to float32 outputs `[batch, classes]`.
         model: The callable to take gradients of; None for a file.
+        black_box: The callable for attacks that look at outputs only, traceable in a graph.
     """
 
     name: str
     predict: Callable[[Any], np.ndarray]
     model: Callable[..., Any] | None
+    black_box: Callable[..., Any]
 
 
 def as_target(target: Any) -> Target:
@@ -43,7 +45,8 @@ def as_target(target: Any) -> Target:
                 f"A path must name a .tflite file. Received {path!r}; load any other model first, "
                 "for example with `keras.saving.load_model`."
             )
-        return Target(os.path.basename(path), _TFLiteClassifier(path), None)
+        classifier = _TFLiteClassifier(path)
+        return Target(os.path.basename(path), classifier, None, classifier.in_graph)
     if not callable(target):
         raise TypeError(
             "The target must be a Keras model, a callable from inputs to logits or the path of a "
@@ -52,8 +55,8 @@ def as_target(target: Any) -> Target:
     name = str(getattr(target, "name", "") or getattr(target, "__name__", type(target).__name__))
     if is_keras(target):
         function = tf.function(logits_function(target), autograph=False, reduce_retracing=True)
-        return Target(name, lambda x: function(_as_tensors(x)).numpy(), target)
-    return Target(name, lambda x: _as_float32(target(_as_tensors(x))), target)
+        return Target(name, lambda x: function(_as_tensors(x)).numpy(), target, target)
+    return Target(name, lambda x: _as_float32(target(_as_tensors(x))), target, target)
 
 
 def _as_tensors(x: Any) -> Any:
@@ -105,6 +108,12 @@ class _TFLiteClassifier:
             padding = np.repeat(part[-1:], size - len(part), axis=0)
             outputs.append(self._run(np.concatenate([part, padding]))[: len(part)])
         return np.concatenate(outputs)
+
+    def in_graph(self, x: tf.Tensor) -> tf.Tensor:
+        """Returns the outputs as an op without gradient."""
+        details = self._interpreter.get_output_details()[0]
+        outputs = tf.numpy_function(lambda batch: self(batch), [x], tf.float32)
+        return tf.ensure_shape(outputs, [None, *details["shape"][1:].tolist()])
 
     def _run(self, values: np.ndarray) -> np.ndarray:
         if self._allocated != values.shape:

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signs of robustness that is not there: masked gradients, random outputs, attacks too weak."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfmot_atmc.attacks import PGD, Attack, Problem, looks_like_probabilities
+from tfmot_atmc.attacks.outputs import cross_entropy, logits_function
+from tfmot_atmc.evaluation.targets import Target
+
+__all__ = ["BEFORE", "Sample", "black_box_stronger", "run_checks", "steps_too_few", "unbounded"]
+
+# Above this share of examples without any gradient, gradient attacks are half blind.
+_ZERO_GRADIENTS = 0.01
+# What a black-box attack may find that attacks with gradients did not, as a share of all examples.
+_BLACK_BOX = 0.002
+# Two passes over the same input may differ by rounding.
+_SAME_OUTPUT = 1e-4
+_EXAMPLES = 32
+
+
+class Sample(NamedTuple):
+    """What the checks look at.
+
+    Attributes:
+        victim: The target.
+        source: The model that gradients are taken of; None if there is none.
+        source_name: Its name.
+        x: Nest of a few clean inputs.
+        y: Their class indices, `[batch]`.
+        right: Which of them the target gets right, bool `[batch]`.
+        logits: Outputs of the source, `[batch, classes]`; None without a source.
+        gradients: Input gradients of its cross-entropy, `[batch, entries]`; None without a source.
+    """
+
+    victim: Target
+    source: Callable[..., Any] | None
+    source_name: str
+    x: Any
+    y: np.ndarray
+    right: np.ndarray
+    logits: np.ndarray | None
+    gradients: np.ndarray | None
+
+
+def take_sample(victim: Target, source: Target, x: Any, y: np.ndarray, right: np.ndarray) -> Sample:
+    """Returns the sample for the checks: the first examples of the first batch.
+
+    Raises:
+        ValueError: no gradient can be taken through the source.
+    """
+    few = tf.nest.map_structure(lambda leaf: leaf[:_EXAMPLES], x)
+    logits = gradients = None
+    if source.model is not None:
+        logits, gradients = _look(source.model, source.name, few, y[:_EXAMPLES])
+    few_right = right[:_EXAMPLES]
+    return Sample(
+        victim, source.model, source.name, few, y[:_EXAMPLES], few_right, logits, gradients
+    )
+
+
+def probabilities(sample: Sample) -> str | None:
+    """Flags outputs that are probabilities, whose gradients vanish where they saturate."""
+    if sample.logits is None or not looks_like_probabilities(sample.logits):
+        return None
+    return (
+        f"{sample.source_name} returns probabilities and its logits were not found: gradients "
+        "through a saturated softmax vanish, so robustness is overstated."
+    )
+
+
+def zero_gradients(sample: Sample) -> str | None:
+    """Flags examples whose input gradient is exactly zero."""
+    if sample.gradients is None:
+        return None
+    zero = float(np.mean((sample.gradients == 0).all(axis=1)))
+    if zero <= _ZERO_GRADIENTS:
+        return None
+    return (
+        f"The input gradient is exactly zero for {zero:.1%} of {len(sample.y)} examples: gradients "
+        "are masked or the logits are saturated, so robustness is overstated."
+    )
+
+
+def random_outputs(sample: Sample) -> str | None:
+    """Flags a target that answers the same input differently."""
+    first, second = (sample.victim.predict(sample.x) for _ in range(2))
+    change = float(np.nanmax(np.abs(first - second))) if first.size else 0.0
+    if change <= _SAME_OUTPUT:
+        return None
+    return (
+        f"{sample.victim.name} is random: two passes over the same inputs differ by {change:.2g}. "
+        "Attack the average: AutoAttack(version='rand'), or APGD with `eot`."
+    )
+
+
+BEFORE: dict[str, Callable[[Sample], str | None]] = {
+    "outputs are logits": probabilities,
+    "gradients are not zero": zero_gradients,
+    "outputs are deterministic": random_outputs,
+}
+"""Checks of a model by name; each returns None or what is wrong. A new one is a new entry."""
+
+
+def run_checks(sample: Sample, attacks: dict[str, Attack]) -> dict[str, str]:
+    """Returns what each check of the model and of the attacks says: `"passed"` or what is wrong.
+
+    Args:
+        sample: A few examples.
+        attacks: The attacks of the evaluation, by name.
+    """
+    found = {name: check(sample) or "passed" for name, check in BEFORE.items()}
+    white = [(name, a) for name, a in attacks.items() if a.needs_gradients]
+    if sample.source is None or not white:
+        return found
+    found["unbounded attacks succeed"] = unbounded(sample, white[0][1]) or "passed"
+    stepped = [(name, a) for name, a in white if type(a).__name__ in ("PGD", "BIM")]
+    if stepped:
+        name, attack = max(stepped, key=lambda pair: getattr(pair[1], "steps", 0))
+        found["attacks take enough steps"] = steps_too_few(sample, name, attack) or "passed"
+    return found
+
+
+def unbounded(sample: Sample, attack: Attack) -> str | None:
+    """Flags a model that stays right under perturbations of any size within the bounds."""
+    low, high = attack.bounds
+    if low is None or high is None or not sample.right.any():
+        return None
+    reach = float(np.max(high - low))
+    strong = PGD(epsilon=reach, steps=20, step_size=reach / 8, bounds=attack.bounds, unroll=False)
+    accuracy, _ = _under(sample, strong)
+    chance = 1.0 / sample.logits.shape[1] if sample.logits is not None else 0.5
+    if accuracy <= chance + 0.1:
+        return None
+    return (
+        f"{accuracy:.0%} of {int(sample.right.sum())} examples stay right under PGD with epsilon "
+        f"{reach:g}, which allows any image: gradients do not lead the attack. Run an attack "
+        "without gradients, such as Square or AutoAttack."
+    )
+
+
+def steps_too_few(sample: Sample, name: str, attack: Attack) -> str | None:
+    """Flags an attack whose loss still rises when it takes twice the steps."""
+    if not sample.right.any() or not attack.epsilon.any():
+        return None
+    config = attack.get_config()
+    config |= {"step_size": np.asarray(attack.step_size).tolist(), "unroll": False}  # type: ignore[attr-defined]
+    once, before = _under(sample, type(attack).from_config(config))
+    twice, after = _under(sample, type(attack).from_config(config | {"steps": 2 * config["steps"]}))
+    few = 1.5 / max(int(sample.right.sum()), 1)
+    if after <= 1.1 * before + 0.05 and once - twice <= few:
+        return None
+    return (
+        f"{name} has not converged: with twice the steps the loss rises from {before:.3g} to "
+        f"{after:.3g} and the accuracy goes from {once:.0%} to {twice:.0%} on "
+        f"{int(sample.right.sum())} examples. Give it more steps."
+    )
+
+
+def black_box_stronger(broken: dict[str, int], attacks: dict[str, Attack], n: int) -> str | None:
+    """Flags attacks without gradients that broke what attacks with gradients had left.
+
+    Args:
+        broken: Examples that each attack broke of those left to it, by its name, in order.
+        attacks: The attacks by name.
+        n: Number of all examples.
+    """
+    white = False
+    for name, attack in attacks.items():
+        if attack.needs_gradients:
+            white = True
+        elif white and broken[name] > _BLACK_BOX * n:
+            return (
+                f"{name}, which sees outputs only, broke {broken[name]} examples that the attacks "
+                "with gradients before it had left: gradients mislead, so figures of those "
+                "attacks alone are overstated."
+            )
+    return None
+
+
+def _under(sample: Sample, attack: Attack) -> tuple[float, float]:
+    """Returns the source's accuracy and mean loss on its right examples, attacked."""
+    rows = np.flatnonzero(sample.right)
+    x = tf.nest.map_structure(lambda leaf: leaf[rows], sample.x)
+    y = sample.y[rows]
+    model: Any = sample.source
+    adversarial = attack(model, x, y)
+    logits = logits_function(model)(adversarial)
+    loss = cross_entropy(tf.convert_to_tensor(y), logits)
+    return float(np.mean(np.argmax(logits, axis=1) == y)), float(tf.reduce_mean(loss))
+
+
+def _look(
+    model: Callable[..., Any], name: str, x: Any, y: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns outputs and input gradients."""
+
+    def probe(inputs: Any, labels: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        problem = Problem(
+            logits_function(model),
+            inputs,
+            labels,
+            epsilon=np.array(0.0),
+            bounds=(None, None),
+            loss=cross_entropy,
+        )
+        logits, _, gradients = problem.gradient(problem.x)
+        return logits, gradients
+
+    inputs = tf.nest.map_structure(tf.convert_to_tensor, x), tf.convert_to_tensor(y)
+    try:
+        function = tf.function(probe, autograph=False).get_concrete_function(*inputs)
+        logits, gradients = function(*inputs)
+    except Exception as error:
+        raise ValueError(
+            f"No input gradient could be taken through {name}: {error}\n"
+            "Pass `source=` a differentiable model (a Keras model or a TensorFlow function "
+            "returning logits) to make the adversarial examples on, or give attacks that need no "
+            "gradients, such as Square."
+        ) from error
+    flat = [np.asarray(gradient).reshape(len(y), -1) for gradient in gradients]
+    return np.asarray(logits), np.concatenate(flat, axis=1)
