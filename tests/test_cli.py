@@ -120,6 +120,10 @@ def test_evaluate_measures_a_file_through_its_twin(done, capsys, tmp_path):
     found = json.loads(report.read_text())
     assert found["n"] == 20 and found["source"] == "small_cnn"
     assert [attack["attack"]["class_name"] for attack in found["attacks"]] == ["FGSM"]
+    both = ["--attack=fgsm,square", f"--state={tmp_path}/state", "--nochecks", "--limit=10"]
+    assert cli.main(["evaluate", f"{out}/model.tflite", arguments[0], *both]) == 0
+    said = capsys.readouterr().out
+    assert "FGSM (transfer from small_cnn)" in said and "Square (on the file itself)" in said
 
 
 def test_export_strips_a_compressed_model_first(done, capsys, tmp_path):
@@ -187,10 +191,10 @@ def test_bad_input_ends_with_one_line_and_code_2(arguments, said, capsys, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_tflite_file_is_not_evaluated_without_its_twin(done, capsys):
+def test_gradient_attacks_on_a_file_need_its_twin(done, capsys):
     _, out = done
-    assert cli.main(["evaluate", f"{out}/model.tflite"]) == 2
-    assert "--source" in capsys.readouterr().err
+    assert cli.main(["evaluate", f"{out}/model.tflite", "--attack=pgd"]) == 2
+    assert "`source=`" in capsys.readouterr().err
 
 
 def test_debug_keeps_the_traceback(tmp_path):

@@ -12,7 +12,7 @@ from tfmot_atmc.recipes import Stage
 
 __all__ = ["METHODS", "CompressionSettings"]
 
-METHODS = ("al0", "alr", "ap", "atmc", "da", "nap")
+METHODS = ("atmc", "al0", "alr", "ap", "nap", "da")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,34 +22,44 @@ def _define(values: flags.FlagValues) -> None:
     at = {"flag_values": values}
     flags.DEFINE_string("dataset", "digits", "digits, mnist, cifar10, ...", **at)
     flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets.", **at)
-    flags.DEFINE_string("attack", None, "pgd or fgsm. [PGD of 16 and of 40 steps]", **at)
+    flags.DEFINE_list(
+        "attack",
+        [],
+        "pgd, fgsm, autoattack, square, ... or several with commas. [PGD of 16 and of 40 steps; "
+        "for a .tflite file without --source, square]",
+        **at,
+    )
     define_number("epsilon", "Radius in input units: 8/255. [by dataset]", values)
     flags.DEFINE_integer("steps", None, "Steps of --attack.", lower_bound=1, **at)
     flags.DEFINE_string("source", None, "Keras twin of a .tflite file, to attack it through.", **at)
     flags.DEFINE_integer("limit", None, "Use only so many examples.", lower_bound=1, **at)
     flags.DEFINE_integer("batch_size", 250, "Examples attacked at once.", lower_bound=1, **at)
     flags.DEFINE_integer("seed", 0, "Seed of the attacks.", lower_bound=0, **at)
+    flags.DEFINE_bool("checks", True, "Look for signs of fake robustness.", **at)
+    flags.DEFINE_string("state", None, "File from which a stopped run goes on.", **at)
     flags.DEFINE_string("out", None, "JSON file for the report.", **at)
 
 
 def _run(values: flags.FlagValues, operands: list[str], console: Console) -> None:
-    if values.steps is not None and values.attack is None:
+    if values.steps is not None and not values.attack:
         raise ValueError("--steps is for --attack: add --attack pgd.")
     name = operands[0] if operands else demonstration_file("final.keras", console)
-    target = _target(name, values.source)
+    target = _target(name)
     source = None if values.source is None else load_keras(values.source)
     data = datasets.load(values.dataset, data_dir=values.data_dir, limit=values.limit)
     epsilon = defaults(values.dataset).epsilon if values.epsilon is None else values.epsilon
-    found: Any = standard_attacks(epsilon)
-    if values.attack is not None:
-        found = make_attack(values.attack, epsilon, values.steps)
+    blind = target == name and source is None  # a file, attacked by its outputs alone
+    names = values.attack or (["square"] if blind else [])
+    found: Any = [make_attack(attack, epsilon, values.steps) for attack in names]
     report = evaluate_robustness(
         target,
         (data.x_test, data.y_test),
-        attacks=found,
+        attacks=found or standard_attacks(epsilon),
         source=source,
         batch_size=values.batch_size,
         seed=values.seed,
+        checks=values.checks,
+        state=values.state,
         verbose=int(console.is_terminal),
     )
     console.print(str(report), highlight=False, markup=False)
@@ -57,18 +67,13 @@ def _run(values: flags.FlagValues, operands: list[str], console: Console) -> Non
         report.save(values.out)
 
 
-def _target(name: str, source: str | None) -> Any:
+def _target(name: str) -> Any:
     if Path(name).suffix == ".keras":
         return load_keras(name)
     if Path(name).suffix != ".tflite":
         raise ValueError(f"Expected a .keras or .tflite file. Received {name!r}.")
     if not Path(name).is_file():
         raise FileNotFoundError(f"There is no file {name!r}.")
-    if source is None:
-        raise ValueError(
-            "A .tflite file gives no gradients. Name the Keras model it was made from by --source: "
-            "it is attacked through that."
-        )
     return name
 
 
