@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from tfmot_atmc.attacks import logits_of
+from tfmot_atmc.attacks.trades import kl_divergence
 from tfmot_atmc.configurable import Configurable
 
 
@@ -85,12 +87,47 @@ class AdversarialLoss(Objective):
         return ObjectiveResult(total, clean_outputs, adversarial_outputs)
 
 
+class TradesLoss(Objective):
+    """The loss on clean inputs plus a multiple of how far predictions move under attack.
+
+    `loss(x) + beta * mean KL(softmax f(x) || softmax f(x_adversarial))`, with the gradient through
+    both. For classifiers with a vector of logits (or a softmax that can be looked through). The
+    attack that belongs to it is `attacks.TRADES`.
+
+    Args:
+        beta: weight of the divergence, at least 0.
+
+    Raises:
+        ValueError: if `beta` is negative.
+
+    Source: Zhang et al., ICML 2019, equation 5, with the weight of the authors' scripts.
+    """
+
+    def __init__(self, beta: float = 6.0):
+        if beta < 0:
+            raise ValueError(f"`beta` must be at least 0. Received {beta!r}.")
+        self.beta = beta
+
+    def __call__(
+        self,
+        predict: Callable[[Any], Any],
+        loss: Callable[[Any, Any], tf.Tensor],
+        x: Any,
+        x_adversarial: Any,
+        y: Any,
+    ) -> ObjectiveResult:
+        clean, adversarial = predict(x), predict(x_adversarial)
+        logits = [tf.cast(logits_of(outputs), tf.float32) for outputs in (clean, adversarial)]
+        moved = tf.reduce_mean(kl_divergence(*logits))
+        return ObjectiveResult(loss(y, clean) + self.beta * moved, clean, adversarial)
+
+
 def get_objective(identifier: Any) -> Objective:
     """Returns an objective.
 
     Args:
-        identifier: an `Objective`; `"adversarial"` (the paper's) or `"half"` (half clean, half
-            adversarial); a serialised objective.
+        identifier: an `Objective`; `"adversarial"` (the paper's), `"half"` (half clean, half
+            adversarial) or `"trades"`; a serialised objective.
 
     Returns:
         An `Objective`.
@@ -102,7 +139,11 @@ def get_objective(identifier: Any) -> Objective:
         return identifier
     if isinstance(identifier, dict):
         return keras.saving.deserialize_keras_object(identifier)
-    known = {"adversarial": AdversarialLoss(0.0), "half": AdversarialLoss(0.5)}
+    known = {
+        "adversarial": AdversarialLoss(0.0),
+        "half": AdversarialLoss(0.5),
+        "trades": TradesLoss(),
+    }
     if identifier not in known:
         raise ValueError(f"Unknown objective {identifier!r}. Known: {sorted(known)}.")
     return known[identifier]

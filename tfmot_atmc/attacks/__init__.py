@@ -11,11 +11,14 @@ from tfmot_atmc.attacks.autoattack import AutoAttack
 from tfmot_atmc.attacks.base import Attack
 from tfmot_atmc.attacks.fab import FAB, FABT
 from tfmot_atmc.attacks.fgsm import FGSM, RFGSM
+from tfmot_atmc.attacks.mifgsm import MIFGSM
 from tfmot_atmc.attacks.outputs import cross_entropy, logits_of, looks_like_probabilities
 from tfmot_atmc.attacks.pgd import BIM, PGD
 from tfmot_atmc.attacks.problem import Problem, fold_in
 from tfmot_atmc.attacks.registry import get, serialize
 from tfmot_atmc.attacks.square import Square
+from tfmot_atmc.attacks.trades import TRADES
+from tfmot_atmc.attacks.wrm import WRM
 
 __all__ = [
     "APGD",
@@ -25,8 +28,11 @@ __all__ = [
     "FAB",
     "FABT",
     "FGSM",
+    "MIFGSM",
     "PGD",
     "RFGSM",
+    "TRADES",
+    "WRM",
     "Attack",
     "AutoAttack",
     "Keyed",

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfmot_atmc.attacks.base import Attack
 from tfmot_atmc.attacks.canvas import Canvas
 from tfmot_atmc.attacks.pgd import repeat
-from tfmot_atmc.attacks.problem import Leaves, Problem, fold_in
+from tfmot_atmc.attacks.problem import Leaves, Loss, Problem, fold_in
 from tfmot_atmc.attacks.values import plain, radius
 from tfmot_atmc.files import written_whole
 
@@ -250,6 +250,16 @@ class ATTA(Attack):
             "reset_every": self.reset_every,
             "max_bytes": self.max_bytes,
         }
+
+    def with_loss(self, loss: Loss) -> Attack:
+        """Returns the same attack on another loss, with the same store.
+
+        Args:
+            loss: Callable `(y, logits) -> [batch]` to be maximised.
+        """
+        other = ATTA(**{**self.get_config(), "loss": loss})
+        other._variables = self._state()
+        return other
 
     def _perturb(self, problem: Problem, seed: tf.Tensor) -> Leaves:
         keyed = problem.pack(problem.x)

@@ -186,6 +186,14 @@ class Attack:
         """Returns the attack whose `get_config` gave `config`."""
         return cls(**config)
 
+    def with_loss(self, loss: Loss) -> Attack:
+        """Returns the same attack on another loss.
+
+        Args:
+            loss: Callable `(y, logits) -> [batch]` to be maximised.
+        """
+        return type(self).from_config({**self.get_config(), "loss": loss})
+
     def __repr__(self) -> str:
         arguments = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())
         return f"{type(self).__name__}({arguments})"

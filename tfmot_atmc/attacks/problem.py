@@ -167,10 +167,17 @@ class Problem:
         ]
 
     def lengths(self, leaves: Sequence[tf.Tensor], norm: str | None = None) -> tf.Tensor:
-        """Returns the norm of each example over all leaves, float32 `[batch]`."""
+        """Returns the norm of each example over all leaves, float32 `[batch]`.
+
+        Args:
+            leaves: Tensors of the leaves' shapes.
+            norm: `"linf"`, `"l2"` or `"l1"`; None is that of the problem.
+        """
         rows = [tf.reshape(tf.cast(leaf, tf.float32), (tf.shape(leaf)[0], -1)) for leaf in leaves]
         if (norm or self.norm) == "l2":
             return tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(row), axis=1) for row in rows]))
+        if norm == "l1":
+            return tf.add_n([tf.reduce_sum(tf.abs(row), axis=1) for row in rows])
         largest = [tf.reduce_max(tf.abs(row), axis=1) for row in rows]
         return tf.reduce_max(tf.stack(largest), axis=0)
 

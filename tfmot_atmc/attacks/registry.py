@@ -11,8 +11,11 @@ from tfmot_atmc.attacks.autoattack import AutoAttack
 from tfmot_atmc.attacks.base import Attack
 from tfmot_atmc.attacks.fab import FAB, FABT
 from tfmot_atmc.attacks.fgsm import FGSM, RFGSM
+from tfmot_atmc.attacks.mifgsm import MIFGSM
 from tfmot_atmc.attacks.pgd import BIM, PGD
 from tfmot_atmc.attacks.square import Square
+from tfmot_atmc.attacks.trades import TRADES
+from tfmot_atmc.attacks.wrm import WRM
 
 __all__ = ["get", "serialize"]
 
@@ -25,9 +28,12 @@ _ATTACKS: dict[str, type[Attack]] = {
     "fab": FAB,
     "fabt": FABT,
     "fgsm": FGSM,
+    "mifgsm": MIFGSM,
     "pgd": PGD,
     "rfgsm": RFGSM,
     "square": Square,
+    "trades": TRADES,
+    "wrm": WRM,
 }
 
 
