@@ -5,17 +5,19 @@
 `strip_compression` gives a plain Keras model back, `export_tflite` writes and checks a small
 .tflite file, and `evaluate_robustness` says what it withstands.
 
-The packages: `attacks`, `callbacks`, `constraints`, `datasets`, `evaluation`, `export`, `kernels`,
-`math`, `methods`, `models`.
+The packages: `attacks`, `augmentation`, `callbacks`, `constraints`, `datasets`, `evaluation`,
+`export`, `interop`, `kernels`, `math`, `methods`, `models`.
 """
 
 from tfmot_atmc import (
     attacks,
+    augmentation,
     callbacks,
     constraints,
     datasets,
     evaluation,
     export,
+    interop,
     kernels,
     math,
     methods,
@@ -31,6 +33,7 @@ from tfmot_atmc.version import __version__
 __all__ = [
     "__version__",
     "attacks",
+    "augmentation",
     "callbacks",
     "compress",
     "compression_scope",
@@ -40,6 +43,7 @@ __all__ = [
     "evaluation",
     "export",
     "export_tflite",
+    "interop",
     "kernels",
     "math",
     "methods",

@@ -13,10 +13,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfmot_atmc.adversarial_callbacks import CatastrophicOverfitting, KeepPerturbations
 from tfmot_atmc.constraints.codebook import Codebook
 from tfmot_atmc.training import CompressedModel
 
-__all__ = ["CompressionSummaries", "UpdateCompression"]
+__all__ = [
+    "CatastrophicOverfitting",
+    "CompressionSummaries",
+    "KeepPerturbations",
+    "UpdateCompression",
+]
 
 
 class _CompressionCallback(keras.callbacks.Callback):

@@ -109,8 +109,7 @@ def attack_target(
         call = per_example.call if isinstance(per_example, keras.losses.Loss) else per_example
         return tf.reshape(call(target, outputs), (-1,))
 
-    config = {**attack.get_config(), "loss": compiled_loss}
-    return type(attack).from_config(config), flat
+    return attack.with_loss(compiled_loss), flat
 
 
 def correct_predictions(loss: Any, y: Any, outputs: Any) -> tf.Tensor | None:

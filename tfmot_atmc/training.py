@@ -234,11 +234,12 @@ class CompressedModel(keras.Model):
         attack, target = attack_target(
             attack, lambda inputs: self.model(inputs, training=False), self.loss
         )
-        return attack(target, x, y, seed=stream)
+        return attack.inputs(attack(target, x, y, seed=stream))
 
     def train_step(self, data: Any) -> dict[str, Any]:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        x = x if self.attack is None else within_bounds(self.attack, x)
+        raw = x if self.attack is None else within_bounds(self.attack, x)
+        x = raw if self.attack is None else self.attack.inputs(raw, training=True)
 
         def loss_of(targets: Any, outputs: Any) -> tf.Tensor:
             check_loss(self.loss, outputs)
@@ -251,7 +252,7 @@ class CompressedModel(keras.Model):
                 x_adversarial = x
                 if self.attack is not None:
                     with tape.stop_recording():
-                        x_adversarial = self._warmed(x, self._attacked(self.attack, x, y, salt=0))
+                        x_adversarial = self._warmed(x, self._attacked(self.attack, raw, y, salt=0))
                 result = self.objective(
                     lambda inputs: self.model(inputs, training=True), loss_of, x, x_adversarial, y
                 )
@@ -285,8 +286,7 @@ class CompressedModel(keras.Model):
     ) -> None:
         """Takes the optimizer step and projects; leaves a non-finite update out."""
         variables = self.trainable_variables
-        present = [g for g in gradients if g is not None]
-        finite = tf.math.is_finite(tf.linalg.global_norm(present))
+        finite = tf.math.is_finite(tf.linalg.global_norm(gradients))
         # An optimizer that scales the loss leaves overflowing gradients out, and goes on.
         scales = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
         good = tf.math.is_finite(loss) if scales else finite & tf.math.is_finite(loss)
@@ -310,7 +310,7 @@ class CompressedModel(keras.Model):
 
     def test_step(self, data: Any) -> dict[str, Any]:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        attack = self.validation_attack
+        x, attack = x if self.attack is None else self.attack.inputs(x), self.validation_attack
         x = x if attack is None else within_bounds(attack, x)
         with composed_kernels(self.kernels, self._deployed()):
             outputs = self.model(x, training=False)

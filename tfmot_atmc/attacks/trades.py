@@ -13,7 +13,7 @@ from tfmot_atmc.attacks.pgd import repeat
 from tfmot_atmc.attacks.problem import Leaves, Problem
 from tfmot_atmc.attacks.values import plain, radius
 
-__all__ = ["TRADES"]
+__all__ = ["TRADES", "kl_divergence"]
 
 
 class TRADES(Attack):
@@ -87,6 +87,10 @@ class TRADES(Attack):
 
 def kl_divergence(clean: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Returns KL(softmax(clean) || softmax(logits)) of each example, `[batch]`, from logits.
+
+    Args:
+        clean: Logits of the first distribution, `[batch, classes]`.
+        logits: Logits of the second.
 
     Example:
     >>> float(kl_divergence(tf.zeros((1, 2)), tf.zeros((1, 2)))[0])

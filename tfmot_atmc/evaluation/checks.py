@@ -13,7 +13,18 @@ from tfmot_atmc.attacks import PGD, Attack, Problem, looks_like_probabilities
 from tfmot_atmc.attacks.outputs import cross_entropy, logits_function
 from tfmot_atmc.evaluation.targets import Target
 
-__all__ = ["BEFORE", "Sample", "black_box_stronger", "run_checks", "steps_too_few", "unbounded"]
+__all__ = [
+    "BEFORE",
+    "Sample",
+    "black_box_stronger",
+    "probabilities",
+    "random_outputs",
+    "run_checks",
+    "steps_too_few",
+    "take_sample",
+    "unbounded",
+    "zero_gradients",
+]
 
 # Above this share of examples without any gradient, gradient attacks are half blind.
 _ZERO_GRADIENTS = 0.01
