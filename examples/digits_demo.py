@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
     dense = train(atmc.compress(start, "da", attack=attack), data, keras.optimizers.Adam(2e-3))
 
     console.print("Compressing under attack to a twentieth of the weights, of 4 bits each ...")
-    method = atmc.methods.ATMC(ratio=0.05, bits=4, growth=atmc.constraints.GradientGrowth())
+    method = atmc.methods.ATMC(ratio=0.05, bits=4)
     compressed = atmc.compress(dense, method, attack=attack)
     rate = keras.optimizers.schedules.CosineDecay(0.05, FLAGS.epochs * len(data.x_train) // 64)
     small = train(compressed, data, keras.optimizers.SGD(rate, momentum=0.9, global_clipnorm=1.0))
