@@ -34,7 +34,7 @@ class WRM(Attack):
     Example:
     >>> model = lambda x: x @ tf.constant([[1.0, -1.0], [0.0, 0.0]])
     >>> WRM(gamma=0.1, steps=3)(model, tf.constant([[0.5, 0.5]]), [0]).numpy().round(3)
-    array([[0.439, 0.5  ]], dtype=float32)
+    array([[0.442, 0.5  ]], dtype=float32)
     """
 
     _without = ("epsilon", "norm", "targeted")

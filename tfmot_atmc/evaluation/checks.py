@@ -164,8 +164,8 @@ def steps_too_few(sample: Sample, name: str, attack: Attack) -> str | None:
     once, before = _under(sample, type(attack).from_config(config))
     twice, after = _under(sample, type(attack).from_config(config | {"steps": 2 * config["steps"]}))
     few = 1.5 / max(int(sample.right.sum()), 1)
-    if after <= 1.1 * before + 0.05 and once - twice <= few:
-        return None
+    if not once or (after <= 1.1 * before + 0.05 and once - twice <= few):
+        return None  # nothing is left to break, or more steps do not break more
     return (
         f"{name} has not converged: with twice the steps the loss rises from {before:.3g} to "
         f"{after:.3g} and the accuracy goes from {once:.0%} to {twice:.0%} on "
