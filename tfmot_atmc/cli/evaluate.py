@@ -11,11 +11,14 @@ from rich.console import Console
 
 from tfmot_atmc import datasets
 from tfmot_atmc.cli.command import Command, define_number, demonstration_file
-from tfmot_atmc.evaluation import evaluate_robustness
+from tfmot_atmc.evaluation import AdversarialSet, evaluate_robustness, plot_examples
+from tfmot_atmc.figures import save_figure
 from tfmot_atmc.pipeline import load_keras, make_attack, standard_attacks
 from tfmot_atmc.presets import defaults
 
 __all__ = ["COMMAND"]
+
+_DRAWN_FROM = 32
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -38,6 +41,7 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_bool("checks", True, "Look for signs of fake robustness.", **at)
     flags.DEFINE_string("state", None, "File from which a stopped run goes on.", **at)
     flags.DEFINE_string("out", None, "JSON file for the report.", **at)
+    flags.DEFINE_string("picture", None, "PNG of some examples under the first attack.", **at)
 
 
 def _run(values: flags.FlagValues, operands: list[str], console: Console) -> None:
@@ -65,6 +69,17 @@ def _run(values: flags.FlagValues, operands: list[str], console: Console) -> Non
     console.print(str(report), highlight=False, markup=False)
     if values.out is not None:
         report.save(values.out)
+    if values.picture is not None:
+        first = (found or list(standard_attacks(epsilon).values()))[0]
+        made = AdversarialSet.make(
+            source if source is not None and first.needs_gradients else target,
+            (data.x_test, data.y_test),
+            attack=first,
+            batch_size=values.batch_size,
+            max_examples=_DRAWN_FROM,
+            seed=values.seed,
+        )
+        save_figure(plot_examples(made, target), values.picture)
 
 
 def _target(name: str) -> Any:

@@ -63,7 +63,13 @@ def _labels(y: Any) -> np.ndarray:
             "Labels must be class indices [batch] or one-hot [batch, classes], in batches. "
             f"Received shape {labels.shape}; batch the dataset if it is not."
         )
-    return labels.reshape(-1).astype(np.int64)
+    whole = labels.reshape(-1)
+    if whole.dtype.kind == "f" and not (np.isfinite(whole) & (whole == np.rint(whole))).all():
+        raise ValueError(
+            f"Class indices must be whole numbers. Received {labels.dtype} values such as "
+            f"{whole[~(whole == np.rint(whole)) | ~np.isfinite(whole)][0]}."
+        )
+    return whole.astype(np.int64)
 
 
 @contextlib.contextmanager

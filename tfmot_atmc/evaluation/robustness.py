@@ -19,6 +19,7 @@ from tfmot_atmc.evaluation import checks as checks_lib
 from tfmot_atmc.evaluation.data import batches, progress
 from tfmot_atmc.evaluation.report import AttackResult, RobustnessReport, wilson_interval
 from tfmot_atmc.evaluation.targets import Target, as_target
+from tfmot_atmc.evaluation.verdicts import check_ball, judge
 from tfmot_atmc.files import write_json
 
 __all__ = ["evaluate_robustness"]
@@ -209,7 +210,7 @@ class _Evaluation:
         model: Any = self._origin.model if attack.needs_gradients else self._victim.black_box
         adversarial = attack(model, part, y[rows], seed=fold_in(fold_in(start, position), number))
         adversarial = tf.nest.map_structure(np.asarray, adversarial)
-        _check_ball(name, attack, part, adversarial)
+        check_ball(name, attack, part, adversarial)
         still_right = self._correct(adversarial, y[rows])
         robust[rows[~still_right]] = False
         self._counts["attacked"][name] += int(rows.size)
@@ -279,19 +280,9 @@ class _Evaluation:
 
     def _correct(self, x: Any, y: np.ndarray) -> np.ndarray:
         """Returns which examples the target gets right; a NaN anywhere in a row is wrong."""
-        outputs = self._victim.predict(x)
-        if outputs.ndim != 2 or len(outputs) != len(y) or outputs.shape[1] < 2:
-            raise ValueError(
-                f"{self._victim.name} must return [batch, classes] with at least two classes. "
-                f"Received shape {outputs.shape} for a batch of {len(y)}."
-            )
-        if y.min() < 0 or y.max() >= outputs.shape[1]:
-            raise ValueError(
-                f"Labels must be in [0, {outputs.shape[1]}). Received {y.min()} to {y.max()}."
-            )
-        finite = np.isfinite(outputs).all(axis=-1)
+        right, finite = judge(self._victim.name, self._victim.predict(x), y)
         self._counts["not_finite"] += int((~finite).sum())
-        return finite & (outputs.argmax(axis=-1) == y)
+        return right
 
 
 def _named_attacks(attacks: Any, epsilon: Any) -> dict[str, Attack]:
@@ -337,41 +328,3 @@ def _attack(entry: Any, epsilon: Any) -> Attack:
             raise ValueError(f"The attack {entry!r} given by name needs `epsilon=`.")
         return attacks_lib.get(entry, epsilon=epsilon)
     return attacks_lib.get(entry)
-
-
-def _check_ball(name: str, attack: Attack, clean: Any, adversarial: Any) -> None:
-    """Raises RuntimeError unless every example is in the ball and in the bounds."""
-    low, high = attack.bounds
-    if attack.norm == "l2":
-        _check_length(name, attack, clean, adversarial)
-    for old, new in zip(tf.nest.flatten(clean), tf.nest.flatten(adversarial), strict=True):
-        if not tf.as_dtype(old.dtype).is_floating or not old.size:
-            continue
-        unit = 2.0**-7 if old.dtype.itemsize < 4 else 2.0**-23
-        slack = 1e-7 + unit * float(np.abs(old.astype(np.float64)).max())
-        change = np.abs(new.astype(np.float64) - old)
-        outside = (
-            not np.isfinite(change).all()
-            or (attack.norm == "linf" and (change > attack.epsilon * (1 + 1e-6) + slack).any())
-            or (low is not None and (new < np.minimum(low, old)).any())
-            or (high is not None and (new > np.maximum(high, old)).any())
-        )
-        if outside:
-            raise RuntimeError(
-                f"The attack {name} left its ball or its bounds: it changed an input by up to "
-                f"{change.max():g} for epsilon {attack.epsilon.tolist()}, and its results span "
-                f"[{new.min():g}, {new.max():g}] for bounds {attack.get_config()['bounds']}."
-            )
-
-
-def _check_length(name: str, attack: Attack, clean: Any, adversarial: Any) -> None:
-    squares = 0.0
-    for old, new in zip(tf.nest.flatten(clean), tf.nest.flatten(adversarial), strict=True):
-        change = new.astype(np.float64) - old
-        squares = squares + np.square(change).reshape(len(change), -1).sum(axis=1)
-    length = float(np.sqrt(np.max(squares, initial=0.0)))
-    if not length <= float(attack.epsilon) * (1 + 1e-4) + 1e-6:
-        raise RuntimeError(
-            f"The attack {name} left its ball: an example moved by {length:g} in the l2 norm for "
-            f"epsilon {float(attack.epsilon):g}."
-        )
