@@ -35,6 +35,7 @@ FLOORS = {
     "interop": 2,
     "methods": 2,
     "objectives": 2,
+    "slimming": 2,
     "wrapping": 2,
     "adversarial_callbacks": 3,
     "callbacks": 3,

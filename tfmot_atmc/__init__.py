@@ -6,7 +6,7 @@
 .tflite file, and `evaluate_robustness` says what it withstands.
 
 The packages: `attacks`, `augmentation`, `callbacks`, `constraints`, `datasets`, `evaluation`,
-`export`, `interop`, `kernels`, `math`, `methods`, `models`.
+`export`, `interop`, `kernels`, `math`, `methods`, `models`, `slimming`.
 """
 
 from tfmot_atmc import (
@@ -24,10 +24,12 @@ from tfmot_atmc import (
     models,
     objectives,
     recipes,
+    slimming,
 )
 from tfmot_atmc.compression import compress, compression_scope, strip_compression
 from tfmot_atmc.evaluation import evaluate_robustness
 from tfmot_atmc.export import export_tflite
+from tfmot_atmc.slimming import slim_model
 from tfmot_atmc.version import __version__
 
 __all__ = [
@@ -50,5 +52,7 @@ __all__ = [
     "models",
     "objectives",
     "recipes",
+    "slim_model",
+    "slimming",
     "strip_compression",
 ]

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Physical removal of what compression made dead: fewer channels, the same outputs."""
+
+from tfmot_atmc.slimming.report import LayerCost, SlimmingReport, compare_models, layer_costs
+from tfmot_atmc.slimming.surgery import slim_model
+
+__all__ = ["LayerCost", "SlimmingReport", "compare_models", "layer_costs", "slim_model"]
