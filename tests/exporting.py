@@ -37,4 +37,4 @@ def perceptron(width=64):
 
 
 def quick_export(model, path, **options):
-    return export.export_tflite(model, path, **{"measure_latency": False} | options)
+    return export.export_tflite(model, path, **{"measure_latency": False, "slim": False} | options)

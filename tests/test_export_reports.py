@@ -21,7 +21,10 @@ def test_the_report_prints_and_saves(tmp_path):
     assert report.latency_ms > 0 and report.dense_latency_ms > 0
     text = str(report)
     assert f"{report.bytes:,} bytes" in text
-    assert len(text.splitlines()) == 4 + len(report.tensors)
+    assert len(text.splitlines()) == 6 + len(report.tensors)
+    assert "slimmed from 5,573 to" in text and "entropy bound" in text
+    assert report.overhead_bytes + sum(t.nbytes for t in report.tensors) == report.bytes
+    assert 0 < report.entropy_bytes < report.bytes - report.overhead_bytes
     report.save(tmp_path / "report.json")
     saved = json.loads((tmp_path / "report.json").read_text())
     assert saved["bytes"] == report.bytes

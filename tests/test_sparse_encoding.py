@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfmot_atmc.export.rewrite import exact_int8_grid
+from tfmot_atmc.export.grids import exact_int8_grid
 from tfmot_atmc.export.sparse import (
     Layout,
     Level,

@@ -58,7 +58,15 @@ class Constant:
 
 
 class _AlignedBuilder(flatbuffers.Builder):
-    """A flatbuffer builder that aligns vectors of small integers as the schema demands."""
+    """A flatbuffer builder that aligns vectors of small integers as the schema demands.
+
+    Equal vectors are written once: shapes and lists of tensors repeat a lot in a small file.
+    """
+
+    def __init__(self, size: int):
+        super().__init__(size)
+        self._written: dict[tuple[str, int, bytes], int] = {}
+        self.shared: dict[int, int] = {}
 
     def CreateNumpyVector(self, x: np.ndarray) -> int:
         return self.create_aligned_vector(x, max(_INDEX_ALIGNMENT, x.itemsize))
@@ -66,11 +74,14 @@ class _AlignedBuilder(flatbuffers.Builder):
     def create_aligned_vector(self, x: np.ndarray, alignment: int) -> int:
         """Writes a 1-D array as a vector whose data starts at a multiple of `alignment`."""
         payload = np.ascontiguousarray(x, x.dtype.newbyteorder("<")).tobytes()
-        self.StartVector(x.itemsize, x.size, alignment)
-        self.head -= len(payload)
-        self.Bytes[self.head : self.head + len(payload)] = payload
-        self.vectorNumElems = x.size
-        return self.EndVector()
+        key = (x.dtype.str, alignment, payload)
+        if key not in self._written:
+            self.StartVector(x.itemsize, x.size, alignment)
+            self.head -= len(payload)
+            self.Bytes[self.head : self.head + len(payload)] = payload
+            self.vectorNumElems = x.size
+            self._written[key] = self.EndVector()
+        return self._written[key]
 
 
 class _AlignedBuffer(schema.BufferT):
@@ -84,6 +95,24 @@ class _AlignedBuffer(schema.BufferT):
         if data is not None:
             schema.BufferAddData(builder, data)
         return schema.BufferEnd(builder)
+
+
+class _SharedQuantization(schema.QuantizationParametersT):
+    """Quantization parameters that several tensors have, written once."""
+
+    def Pack(self, builder: _AlignedBuilder) -> int:
+        if id(self) not in builder.shared:
+            builder.shared[id(self)] = super().Pack(builder)
+        return builder.shared[id(self)]
+
+
+def symmetric_quantization(scale: np.float32) -> Any:
+    """Returns parameters of one scale and no offset, for all tensors that mean the same values."""
+    quantization = _SharedQuantization()
+    quantization.scale = np.array([scale], np.float32)
+    # DENSIFY fills with 0, so 0 must mean 0.0.
+    quantization.zeroPoint = np.array([0], np.int64)
+    return quantization
 
 
 def read_model(data: bytes) -> Any:
@@ -165,29 +194,6 @@ def _compact_buffers(model: Any) -> None:
     for metadata in model.metadata or []:
         metadata.buffer = renumber(metadata.buffer)
     model.buffers = buffers
-
-
-def strip_model(model: Any) -> None:
-    """Removes what a model does not need to run: names of inner tensors, metadata, empty tables.
-
-    Signatures and the names of inputs and outputs stay.
-
-    Args:
-        model: The `ModelT`, changed in place.
-    """
-    model.metadata = model.metadataBuffer = model.description = None
-    for subgraph in model.subgraphs:
-        subgraph.name = None
-        for index, tensor in enumerate(subgraph.tensors):
-            if index in subgraph.inputs or index in subgraph.outputs:
-                continue
-            tensor.name = None
-            # Only a -1 says something that the shape does not say.
-            if tensor.shapeSignature is not None and np.all(np.asarray(tensor.shapeSignature) >= 0):
-                tensor.shapeSignature = None
-            quantization = tensor.quantization
-            if quantization is not None and quantization.scale is None and quantization.min is None:
-                tensor.quantization = None
 
 
 def add_signature(

@@ -13,6 +13,8 @@ import numpy as np
 
 from tfmot_atmc.export import flatbuffer, sparse
 from tfmot_atmc.files import write_json
+from tfmot_atmc.math.sizes import entropy_bits
+from tfmot_atmc.slimming import SlimmingReport
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,8 @@ class TensorSummary:
         value_bytes: Bytes of the stored values.
         index_bytes: Bytes of the indices of a sparse tensor.
         segment_bytes: Bytes of the segments of a sparse tensor.
+        entropy_bytes: Bytes that a perfect coder would need for the positions and codes of the
+            nonzeros, without a codebook; None for types that are not decoded.
     """
 
     name: str
@@ -44,6 +48,7 @@ class TensorSummary:
     value_bytes: int
     index_bytes: int = 0
     segment_bytes: int = 0
+    entropy_bytes: float | None = None
 
     @property
     def size(self) -> int:
@@ -78,6 +83,7 @@ class ExportReport:
         label_agreement: Fraction of examples whose largest output is the same; None where no
             output has several classes.
         examples: Number of examples compared.
+        slimming: What was removed before; None where nothing was.
         delegated_partitions: Parts of the graph taken over by a delegate; 1 is best.
         latency_ms: Milliseconds per batch, one thread; None where not measured.
         dense_latency_ms: The same for the converter's file.
@@ -96,6 +102,17 @@ class ExportReport:
     delegated_partitions: int
     latency_ms: float | None = None
     dense_latency_ms: float | None = None
+    slimming: SlimmingReport | None = None
+
+    @property
+    def overhead_bytes(self) -> int:
+        """Bytes of the graph and of all that is not a weight."""
+        return self.bytes - sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def entropy_bytes(self) -> float:
+        """Bytes that a perfect coder would need for the weights' positions and codes."""
+        return sum(tensor.entropy_bytes or 0.0 for tensor in self.tensors)
 
     @property
     def compression(self) -> float:
@@ -119,6 +136,9 @@ class ExportReport:
         return {
             **dataclasses.asdict(self),
             "tensors": [dataclasses.asdict(t) | {"nbytes": t.nbytes} for t in self.tensors],
+            "slimming": None if self.slimming is None else self.slimming.to_dict(),
+            "overhead_bytes": self.overhead_bytes,
+            "entropy_bytes": self.entropy_bytes,
             "compression": self.compression,
             "latency_ratio": self.latency_ratio,
             "num_sparse": self.num_sparse,
@@ -144,6 +164,17 @@ class ExportReport:
                 f"latency {self.latency_ms:.3f} ms, dense {self.dense_latency_ms:.3f} ms "
                 f"(ratio {self.latency_ratio:.2f}), one thread"
             )
+        if self.slimming is not None:
+            (before, after), (macs, fewer) = self.slimming.parameters, self.slimming.macs
+            lines.append(
+                f"slimmed from {before:,} to {after:,} parameters and from {macs:,} to {fewer:,} "
+                "multiply-accumulates"
+            )
+        weights = self.bytes - self.overhead_bytes
+        lines.append(
+            f"weights {weights:,} bytes (entropy bound {self.entropy_bytes:,.0f}), the rest "
+            f"{self.overhead_bytes:,}"
+        )
         if not self.num_sparse:
             lines.append("no weight was sparse enough to be stored sparsely: the file is dense")
         return "\n".join([*lines, format_tensors(self.tensors)])
@@ -168,6 +199,7 @@ def format_tensors(tensors: tuple[TensorSummary, ...] | list[TensorSummary]) -> 
         "values",
         "indices",
         "segments",
+        "bound",
     )
     rows = [header]
     for tensor in tensors:
@@ -184,6 +216,7 @@ def format_tensors(tensors: tuple[TensorSummary, ...] | list[TensorSummary]) -> 
                 f"{tensor.value_bytes:,}",
                 f"{tensor.index_bytes:,}",
                 f"{tensor.segment_bytes:,}",
+                "?" if tensor.entropy_bytes is None else f"{tensor.entropy_bytes:,.0f}",
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -251,6 +284,7 @@ def _summarise(
         raise ValueError(f"Tensor {index} ({name or 'no name'}): {error}") from error
     shape = tuple(int(size) for size in (() if tensor.shape is None else tensor.shape))
     nonzero = None if array is None else array[array != 0]
+    counts = None if nonzero is None else np.unique(nonzero, return_counts=True)[1]
     return TensorSummary(
         name=name,
         index=index,
@@ -259,8 +293,13 @@ def _summarise(
         dtype=flatbuffer.type_name(tensor),
         format="dense" if encoding is None else encoding.describe(),
         nonzeros=None if nonzero is None else int(nonzero.size),
-        distinct=None if nonzero is None else int(np.unique(nonzero).size),
+        distinct=None if counts is None else int(counts.size),
         value_bytes=constant.nbytes,
         index_bytes=0 if encoding is None else encoding.index_bytes,
         segment_bytes=0 if encoding is None else encoding.segment_bytes,
+        entropy_bytes=(
+            None
+            if array is None or counts is None
+            else entropy_bits(array.size, int(counts.sum()), counts) / 8
+        ),
     )

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfmot_atmc.export import flatbuffer, interpreter, rewrite
+from tfmot_atmc.export import cleaning, flatbuffer, interpreter, rewrite
 from tfmot_atmc.export.conversion import (
     ExportError,
     InputSpec,
@@ -22,8 +22,11 @@ from tfmot_atmc.export.conversion import (
 )
 from tfmot_atmc.export.report import ExportReport, summarise_tensors
 from tfmot_atmc.files import written_whole
+from tfmot_atmc.math.sizes import parse_bytes
+from tfmot_atmc.slimming import compare_models, is_graph, slim_model
 
 _SUFFIX = ".tflite"
+_TOLERANCE, _ROUNDING_TOLERANCE = 1e-5, 0.1
 _GENERATED_EXAMPLES = 16
 # The interpreter without delegates is several times slower, and runs the same file.
 _EXAMPLES_WITHOUT_DELEGATES = 32
@@ -35,21 +38,25 @@ def export_tflite(
     *,
     inputs: Any = None,
     sparse: bool = True,
+    slim: bool | None = None,
     min_sparsity: float = 0.5,
     values: str = "auto",
     batch_size: int | None = 1,
-    tolerance: float = 1e-5,
+    tolerance: float | None = None,
+    max_bytes: int | str | None = None,
     measure_latency: bool = True,
     overwrite: bool = True,
 ) -> ExportReport:
     """Writes a Keras model as a .tflite file whose sparse weights are stored sparsely.
 
-    The weights stay float32, bit for bit as the converter computes them (it folds batch
-    normalisation into convolutions). A kernel whose values are integers in [-127, 127] times one
-    float32 scale is stored as int8, which restores the same bits. A dense layer of more than 256
-    inputs becomes a convolution where that makes its indices smaller. The file needs builtin
-    operators only. It is run in the stock interpreter and compared with Keras before it takes its
-    name: when that fails, nothing is written and what was at `path` before stays.
+    Channels whose removal changes nothing are removed first (`slim_model`). The other weights stay
+    float32, bit for bit as the converter computes them (it folds batch normalisation into
+    convolutions), unless `values="int8"` allows rounding. A kernel whose values are integers in
+    [-127, 127] times one float32 scale is stored as int8, which restores the same bits. A dense
+    layer of more than 256 inputs becomes a convolution where that makes its indices smaller. The
+    file needs builtin operators only. It is run in the stock interpreter and compared with Keras
+    before it takes its name: when that fails, nothing is written and what was at `path` before
+    stays.
 
     Args:
         model: A built Keras model of any kind. Mixed precision is exported as float32.
@@ -58,11 +65,17 @@ def export_tflite(
             takes them. By default 16 examples: uniform in [0, 1) for floating inputs, 0 or 1 for
             integer inputs. Pass real data where that is not in the range of the model.
         sparse: Whether to store sparse weights sparsely.
+        slim: Whether to remove channels that change nothing; None does it where the graph of the
+            model is known.
         min_sparsity: Least fraction of zeros, in [0, 1], from which sparse storage is considered.
             It is used only where it is smaller.
-        values: `"auto"`, or `"float32"` to never store int8.
+        values: `"auto"` stores int8 where it is exact; `"float32"` never does; `"int8"` also rounds
+            weights and biases to 8 bits, each tensor by its best scale, where that saves bytes.
         batch_size: Static batch size of the file, or None for a dynamic one.
-        tolerance: Largest difference from Keras to accept, relative to the largest output.
+        tolerance: Largest difference from Keras to accept, relative to the largest output; by
+            default 1e-5, and 0.1 with `values="int8"`, where the report gives the difference.
+        max_bytes: Largest file to accept, in bytes or as text such as `"24KB"` (1 KB is 1,024
+            bytes); None for any size.
         measure_latency: Whether to time the file against the dense one (a fraction of a second for
             small models).
         overwrite: Whether an existing file may be replaced.
@@ -73,10 +86,10 @@ def export_tflite(
     Raises:
         TypeError: If `model` is not a Keras model.
         ValueError: If an argument is out of range, or the model is not built or still wrapped for
-            compression.
+            compression, or cannot be slimmed though `slim` is True.
         FileExistsError: If the file exists and `overwrite` is False.
         ExportError: If the converter rejects the model, or the file does not run, does not match
-            Keras, or is not smaller than the dense one.
+            Keras, is not smaller than the dense one, or is larger than `max_bytes`.
 
     Example:
         >>> report = export_tflite(model, "classifier.tflite", inputs=x_test)  # doctest: +SKIP
@@ -84,12 +97,19 @@ def export_tflite(
     """
     target = _check_path(path, overwrite)
     _check_model(model)
+    if tolerance is None:
+        tolerance = _ROUNDING_TOLERANCE if values == "int8" else _TOLERANCE
     _check_options(min_sparsity, values, batch_size, tolerance)
+    limit = None if max_bytes is None else parse_bytes(max_bytes)
     spec = describe_inputs(model, inputs, batch_size)
     arrays = spec.flatten(inputs) if inputs is not None else _generate(spec)
     expected = predict(model, spec, arrays)
     dense = convert(model, spec)
-    data, names = _rewrite(dense, min_sparsity if sparse else None, values)
+    slimmed = slim_model(model) if slim or (slim is None and is_graph(model)) else model
+    slimming = compare_models(model, slimmed) if slimmed is not model else None
+    changed = slimming is not None and slimming.parameters[0] != slimming.parameters[1]
+    source = convert(slimmed, spec) if changed else dense
+    data, names = _rewrite(source, min_sparsity if sparse else None, values)
     with written_whole(target) as temporary:
         temporary.write_bytes(data)
         gate = _gate(temporary, arrays, expected, tolerance)
@@ -102,6 +122,7 @@ def export_tflite(
             dense_gzip_bytes=_gzip_size(dense),
             tensors=tuple(t for t in summarise_tensors(data, names) if len(t.shape) > 1),
             examples=len(arrays[0]),
+            slimming=slimming if changed else None,
             **gate,
             **latency,
         )
@@ -109,6 +130,11 @@ def export_tflite(
             raise ExportError(
                 f"The sparse file needs {report.bytes} bytes, the dense one {report.dense_bytes}; "
                 "pass sparse=False."
+            )
+        if limit is not None and report.bytes > limit:
+            raise ExportError(
+                f"The file needs {report.bytes:,} bytes, `max_bytes` allows {limit:,}; compress "
+                'the model further, or pass values="int8".'
             )
     return report
 
@@ -177,8 +203,9 @@ def _rewrite(
     names = rewrite.weight_names(model)
     if min_sparsity is not None:
         rewrite.sparsify_weights(model, min_sparsity=min_sparsity, values=values)
-    flatbuffer.strip_model(model)
-    return flatbuffer.pack_model(model), names
+    numbers = cleaning.clean_model(model)
+    kept = {(key[0], numbers[key]): name for key, name in names.items() if key in numbers}
+    return flatbuffer.pack_model(model), kept
 
 
 def _gate(

@@ -4,7 +4,14 @@
 from tfmot_atmc.math.clustering import ZeroKMeans, assign_to_codebook, zero_kmeans
 from tfmot_atmc.math.optimal import optimal_zero_kmeans
 from tfmot_atmc.math.projection import l0_masks, project_l0
-from tfmot_atmc.math.sizes import MatrixSize, ModelSize, entropy_bits, measure, paper_bits
+from tfmot_atmc.math.sizes import (
+    MatrixSize,
+    ModelSize,
+    entropy_bits,
+    measure,
+    paper_bits,
+    parse_bytes,
+)
 
 __all__ = [
     "MatrixSize",
@@ -16,6 +23,7 @@ __all__ = [
     "measure",
     "optimal_zero_kmeans",
     "paper_bits",
+    "parse_bytes",
     "project_l0",
     "zero_kmeans",
 ]

@@ -8,6 +8,7 @@ positions of the nonzeros and lets codes have any length, so it is what a perfec
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,34 @@ from typing import Any
 import numpy as np
 
 _FLOAT_BITS = 32
+
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]?)(?:i?b|bytes)?", re.IGNORECASE)
+
+
+def parse_bytes(size: int | str) -> int:
+    """Returns a size in bytes.
+
+    Args:
+      size: bytes, or text such as `"24KB"`, `"1.5 MiB"` or `"24000"`. A K is 1,024 bytes with or
+        without an i, as flash memories are counted.
+
+    Raises:
+      ValueError: not a positive size.
+
+    Example:
+
+    >>> parse_bytes("24KB"), parse_bytes("1.5 MiB"), parse_bytes(100)
+    (24576, 1572864, 100)
+    """
+    match = _BYTES.fullmatch(str(size).strip())
+    found = 0 if match is None else int(float(match[1]) * _UNITS[match[2].lower()])
+    if found < 1 or isinstance(size, (bool, float)):
+        raise ValueError(
+            f'A size must be a positive number of bytes or text such as "24KB", got {size!r}.'
+        )
+    return found
 
 
 def paper_bits(nonzeros: int, distinct: int, bits: int) -> int:
