@@ -29,6 +29,8 @@ from tfmot_atmc import (
 from tfmot_atmc.compression import compress, compression_scope, strip_compression
 from tfmot_atmc.evaluation import evaluate_robustness
 from tfmot_atmc.export import export_tflite
+from tfmot_atmc.forms import deploy
+from tfmot_atmc.quantization import quantize_after_training
 from tfmot_atmc.slimming import slim_model
 from tfmot_atmc.version import __version__
 
@@ -41,6 +43,7 @@ __all__ = [
     "compression_scope",
     "constraints",
     "datasets",
+    "deploy",
     "evaluate_robustness",
     "evaluation",
     "export",
@@ -51,6 +54,7 @@ __all__ = [
     "methods",
     "models",
     "objectives",
+    "quantize_after_training",
     "recipes",
     "slim_model",
     "slimming",

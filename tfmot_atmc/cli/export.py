@@ -10,8 +10,8 @@ from rich.console import Console
 
 from tfmot_atmc import datasets
 from tfmot_atmc.cli.command import Command, demonstration_file
-from tfmot_atmc.compression import strip_compression
-from tfmot_atmc.export import export_tflite
+from tfmot_atmc.export import VALUE_MODES, export_tflite
+from tfmot_atmc.forms import OBJECTIVES, deploy
 from tfmot_atmc.pipeline import load_keras
 from tfmot_atmc.training import CompressedModel
 
@@ -27,14 +27,23 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets.", **at)
     flags.DEFINE_integer("batch_size", 1, "Batch of the file; 0: open.", lower_bound=0, **at)
     flags.DEFINE_bool("sparse", True, "Store sparse weights sparsely; --nosparse: not.", **at)
-    flags.DEFINE_float("tolerance", 1e-5, "Largest relative difference from Keras.", **at)
+    flags.DEFINE_enum(
+        "optimize", "size", OBJECTIVES, "What decides the form of compressed kernels.", **at
+    )
+    flags.DEFINE_enum("values", "auto", VALUE_MODES, "How values are stored.", **at)
+    flags.DEFINE_string("max_bytes", None, "Largest file to accept, such as 24KB.", **at)
+    flags.DEFINE_float(
+        "tolerance", None, "Largest relative difference from Keras. [by the values]", **at
+    )
 
 
 def _run(values: flags.FlagValues, operands: list[str], console: Console) -> None:
     name = operands[0] if operands else demonstration_file("final.keras", console)
     model = load_keras(name)
     if isinstance(model, CompressedModel):
-        model = strip_compression(model)
+        deployment = deploy(model, optimize=values.optimize, values=values.values)
+        console.print(str(deployment), highlight=False, markup=False)
+        model = deployment.model
     inputs = None
     if values.dataset is not None:
         inputs = datasets.load(values.dataset, data_dir=values.data_dir, limit=_EXAMPLES).x_test
@@ -44,6 +53,8 @@ def _run(values: flags.FlagValues, operands: list[str], console: Console) -> Non
         inputs=inputs,
         sparse=values.sparse,
         batch_size=values.batch_size or None,
+        values=values.values,
+        max_bytes=values.max_bytes,
         tolerance=values.tolerance,
     )
     console.print(str(report), highlight=False, markup=False)

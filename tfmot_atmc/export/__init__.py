@@ -4,9 +4,11 @@
 from tfmot_atmc.export.conversion import ExportError
 from tfmot_atmc.export.interpreter import TFLiteModel, measure_latency
 from tfmot_atmc.export.report import ExportReport, TensorSummary, format_tensors, inspect_tflite
+from tfmot_atmc.export.rewrite import VALUE_MODES, stored_bytes
 from tfmot_atmc.export.tflite import export_tflite
 
 __all__ = [
+    "VALUE_MODES",
     "ExportError",
     "ExportReport",
     "TFLiteModel",
@@ -15,4 +17,5 @@ __all__ = [
     "format_tensors",
     "inspect_tflite",
     "measure_latency",
+    "stored_bytes",
 ]

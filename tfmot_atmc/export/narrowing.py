@@ -32,15 +32,14 @@ def split_shape(model: Any, subgraph: Any, operator: Any) -> tuple[int, int, int
 
     Returns:
         `(units, 1, k, c)` with the smallest `k` for which `c` is at most 256; None if the operator
-        is not a plain dense layer with a static batch, a bias and more than 256 inputs, or if its
-        number of inputs has no such divisor.
+        is not a plain dense layer with a static batch and more than 256 inputs, or if its number of
+        inputs has no such divisor.
     """
     if flatbuffer.builtin_code(model, operator) != _BUILTIN.FULLY_CONNECTED:
         return None
-    # The convolution kernel insists on a bias, and a bias of zeros would cost what is saved.
-    if len(operator.inputs) != _NUM_INPUTS or min(operator.inputs) < 0:
+    if len(operator.inputs) < _NUM_INPUTS - 1 or min(operator.inputs[:2]) < 0:
         return None
-    source, weight, _ = (subgraph.tensors[int(index)] for index in operator.inputs)
+    source, weight = (subgraph.tensors[int(index)] for index in operator.inputs[:2])
     result = subgraph.tensors[int(operator.outputs[0])]
     # Nothing says that the batch is static but the absence of a shape signature with -1.
     dynamic = any(
@@ -50,7 +49,12 @@ def split_shape(model: Any, subgraph: Any, operator: Any) -> tuple[int, int, int
     if dynamic or len(source.shape) != 2 or len(result.shape) != 2 or len(weight.shape) != 2:
         return None
     units, inputs = (int(size) for size in weight.shape)
-    if inputs <= _LARGEST_BYTE_SIZE or int(source.shape[1]) != inputs:
+    return split_units(units, inputs) if int(source.shape[1]) == inputs else None
+
+
+def split_units(units: int, inputs: int) -> tuple[int, int, int, int] | None:
+    """Returns the convolution kernel's shape for a dense kernel's, as `split_shape` does."""
+    if inputs <= _LARGEST_BYTE_SIZE:
         return None
     for columns in range(2, _MOST_COLUMNS + 1):
         if inputs % columns == 0 and inputs // columns <= _LARGEST_BYTE_SIZE:
@@ -75,7 +79,8 @@ def as_convolution(model: Any, subgraph: Any, operator: Any) -> list[Any]:
     Returns:
         The operators in the order in which they run; the last has the dense layer's output.
     """
-    source, weight, bias = (int(index) for index in operator.inputs)
+    source, weight = (int(index) for index in operator.inputs[:2])
+    bias = _bias(model, subgraph, operator)
     result = int(operator.outputs[0])
     batch, units = (int(size) for size in subgraph.tensors[result].shape)
     _, _, columns, channels = (int(size) for size in subgraph.tensors[weight].shape)
@@ -94,6 +99,20 @@ def as_convolution(model: Any, subgraph: Any, operator: Any) -> list[Any]:
         convolution,
         _reshape(model, subgraph, product, result, (batch, units)),
     ]
+
+
+def has_bias(operator: Any) -> bool:
+    """Tells whether a dense layer adds a bias."""
+    return len(operator.inputs) >= _NUM_INPUTS and int(operator.inputs[2]) >= 0
+
+
+def _bias(model: Any, subgraph: Any, operator: Any) -> int:
+    if has_bias(operator):
+        return int(operator.inputs[2])
+    # The convolution insists on a bias.
+    zeros = np.zeros(int(subgraph.tensors[int(operator.outputs[0])].shape[1]), np.float32)
+    buffer = flatbuffer.add_buffer(model, zeros)
+    return flatbuffer.add_tensor(subgraph, zeros.shape, schema.TensorType.FLOAT32, buffer=buffer)
 
 
 def _reshape(model: Any, subgraph: Any, source: int, target: int, shape: tuple[int, ...]) -> Any:

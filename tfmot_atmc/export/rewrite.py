@@ -109,8 +109,11 @@ class _Rewriter:
         elif self.readers[index].total() == 1:
             # Another reader of the weight might not be able to take the new shape.
             split = narrowing.split_shape(self.model, self.subgraph, operator)
-        storages = _storages(array, split, least, self.values)
-        storage = min(storages, key=lambda choice: choice.nbytes)
+        extra = _SPLIT_BYTES
+        if split is not None and not narrowing.has_bias(operator):
+            extra += split[0] * array.itemsize
+        found = storages(array, split, least, self.values, extra)
+        storage = min(found, key=lambda choice: choice.nbytes)
         self.changed += storage.layout is not None
         return _restoring_chain(self.model, self.subgraph, index, storage)
 
@@ -158,6 +161,30 @@ def _readers(model: Any, subgraph: Any) -> dict[int, Counter[int]]:
     return readers
 
 
+def stored_bytes(kernel: np.ndarray, *, values: str = "auto", min_sparsity: float = 0.5) -> int:
+    """Returns what a Keras kernel takes in a file, in the smallest storage that export would find.
+
+    Args:
+        kernel: float32 kernel of a dense layer `(inputs, units)` or of a convolution
+            `(..., inputs, filters)`.
+        values: One of `VALUE_MODES`.
+        min_sparsity: Least fraction of zeros to store it sparsely.
+
+    Returns:
+        Bytes of values, indices and segments, and of the operators that unpack them.
+
+    Example:
+        >>> stored_bytes(np.ones((3, 3, 4, 8), np.float32))
+        1152
+    """
+    array = np.moveaxis(np.asarray(kernel, np.float32), -1, 0)
+    split, extra = None, 0
+    if array.ndim == 2:
+        split = narrowing.split_units(*array.shape)
+        extra = _SPLIT_BYTES
+    return min(s.nbytes for s in storages(array, split, min_sparsity, values, extra))
+
+
 class _Storage(NamedTuple):
     """One way to store a weight, with the bytes that it costs, operators included."""
 
@@ -167,10 +194,22 @@ class _Storage(NamedTuple):
     layout: sparse.Layout | None = None
 
 
-def _storages(
-    array: np.ndarray, split: tuple[int, ...] | None, min_sparsity: float, values: str
+def storages(
+    array: np.ndarray,
+    split: tuple[int, ...] | None,
+    min_sparsity: float,
+    values: str,
+    split_bytes: int = _SPLIT_BYTES,
 ) -> list[_Storage]:
-    """All ways to store a weight, the plain one first; `split` offers a second shape."""
+    """Returns all ways to store a weight, the plain one first.
+
+    Args:
+        array: The weight, in the layout of the file format.
+        split: A second shape that it may take, or None.
+        min_sparsity: Least fraction of zeros to store it sparsely.
+        values: One of `VALUE_MODES`.
+        split_bytes: What the second shape costs beside the weight.
+    """
     found = [_Storage(array.nbytes, array)]
     coded = None
     if values == "int8":
@@ -181,7 +220,7 @@ def _storages(
         found.append(_Storage(array.size + _DEQUANTIZE_BYTES, *coded))
     if array.ndim == 0 or np.count_nonzero(array) > (1.0 - min_sparsity) * array.size:
         return found
-    for shape, overhead in ((array.shape, 0), (split, _SPLIT_BYTES)):
+    for shape, overhead in ((array.shape, 0), (split, split_bytes)):
         if shape is None:
             continue
         for stored, scale in ((array, None), *([coded] if coded is not None else [])):

@@ -41,8 +41,36 @@ class Kernel:
         """Returns the kernel, a tensor of the main factor's shape and dtype."""
         raise NotImplementedError
 
+    def product(self, factors: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
+        """Returns the kernel as a product of two, which a device may run one after the other.
+
+        Args:
+            factors: value of each factor.
+
+        Returns:
+            `(A, B)` of shapes `(..., r)` and `(r, outputs)` with kernel = A B, without columns of A
+            that are zero or rows of B that are zero; None for a kernel that is no product.
+        """
+        return None
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
+
+
+def live_product(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Drops the inner channels of a product A B that are zero on either side; keeps at least one.
+
+    Args:
+        a: array `(..., r)`.
+        b: array `(r, outputs)`.
+
+    Returns:
+        The two arrays with fewer inner channels, equal in their product.
+    """
+    live = (a != 0).any(axis=tuple(range(a.ndim - 1))) & (b != 0).any(axis=1)
+    if not live.any():
+        live[0] = True
+    return a[..., live], b[live]
 
 
 class PlainKernel(Kernel):

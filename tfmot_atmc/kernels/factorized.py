@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from tfmot_atmc.kernels.base import Kernel
+from tfmot_atmc.kernels.base import Kernel, live_product
 
 
 class FactorizedKernel(Kernel):
@@ -61,3 +61,16 @@ class FactorizedKernel(Kernel):
         matrix = tf.reshape(v, (-1, shape[-1]))
         mixed = tf.matmul(matrix, u) if shape[-1] < matrix.shape[0] else tf.matmul(u, matrix)
         return tf.reshape(matrix + mixed, shape) + c
+
+    def product(self, factors: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the kernel as a product: (V, C) times (U + I over I), or the other way round."""
+        v, u, c = (np.asarray(factors[name]) for name in ("V", "U", "C"))
+        outputs = v.shape[-1]
+        matrix, added = v.reshape(-1, outputs), c.reshape(-1, outputs)
+        side = len(matrix)
+        eye = np.eye(len(u), dtype=v.dtype)
+        if outputs < side:
+            a, b = np.concatenate([matrix, added], 1), np.concatenate([u + eye, eye])
+        else:
+            a, b = np.concatenate([u + eye, eye], 1), np.concatenate([matrix, added])
+        return live_product(a.reshape(*v.shape[:-1], -1), b)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from tfmot_atmc.kernels.base import Kernel
+from tfmot_atmc.kernels.base import Kernel, live_product
 
 
 class LowRankKernel(Kernel):
@@ -58,3 +58,10 @@ class LowRankKernel(Kernel):
         matrix = tf.reshape(a, (-1, shape[-1]))
         wide = shape[-1] > matrix.shape[0]
         return tf.reshape(tf.matmul(b, matrix) if wide else tf.matmul(matrix, b), shape)
+
+    def product(self, factors: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the kernel as the product of its two factors, without removed components."""
+        a, b = (np.asarray(factors[name]) for name in ("A", "B"))
+        matrix = a.reshape(-1, a.shape[-1])
+        first, second = (b, matrix) if a.shape[-1] > len(matrix) else (matrix, b)
+        return live_product(first.reshape(*a.shape[:-1], -1), second)

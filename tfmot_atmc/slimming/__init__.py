@@ -1,8 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Physical removal of what compression made dead: fewer channels, the same outputs."""
 
-from tfmot_atmc.slimming.analysis import is_graph
+from tfmot_atmc.slimming.analysis import is_graph, kept_channels
+from tfmot_atmc.slimming.factoring import can_factor, factor_layers
 from tfmot_atmc.slimming.report import LayerCost, SlimmingReport, compare_models, layer_costs
 from tfmot_atmc.slimming.surgery import slim_model
 
-__all__ = ["LayerCost", "SlimmingReport", "compare_models", "is_graph", "layer_costs", "slim_model"]
+__all__ = [
+    "LayerCost",
+    "SlimmingReport",
+    "can_factor",
+    "compare_models",
+    "factor_layers",
+    "is_graph",
+    "kept_channels",
+    "layer_costs",
+    "slim_model",
+]

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 import keras
+import numpy as np
 
 from tfmot_atmc.slimming.channels import Channels, Signal
 from tfmot_atmc.slimming.rules import RULES
@@ -30,6 +31,24 @@ def nodes_of(model: Any) -> list[Any]:
     by_depth = model._nodes_by_depth
     ordered = [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
     return [node for node in ordered if not node.is_input]
+
+
+def kept_channels(model: keras.Model) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Tells which channels of each layer with a kernel slimming would keep.
+
+    Args:
+        model: A model for which `is_graph` holds.
+
+    Returns:
+        By layer name: bool `[inputs]` and bool `[outputs]`. Layers that are opaque are missing.
+    """
+    walk = Walk(model)
+    needed = walk.channels.needed()
+    layers = {id(layer): layer.name for layer in model._flatten_layers()}
+    return {
+        layers[key]: (needed[weighted.source], needed[weighted.result])
+        for key, weighted in walk.channels.weighted.items()
+    }
 
 
 class Walk:
