@@ -39,6 +39,7 @@ FLOORS = {
     "slimming": 2,
     "wrapping": 2,
     "adversarial_callbacks": 3,
+    "budget": 3,
     "callbacks": 3,
     "compression": 3,
     "descent": 3,

@@ -6,7 +6,8 @@
 .tflite file, and `evaluate_robustness` says what it withstands.
 
 The packages: `attacks`, `augmentation`, `callbacks`, `constraints`, `datasets`, `evaluation`,
-`export`, `interop`, `kernels`, `math`, `methods`, `models`, `slimming`.
+`export`, `interop`, `kernels`, `math`, `methods`, `models`, `replicas`,
+`slimming`.
 """
 
 from tfmot_atmc import (
@@ -24,6 +25,7 @@ from tfmot_atmc import (
     models,
     objectives,
     recipes,
+    replicas,
     slimming,
 )
 from tfmot_atmc.compression import compress, compression_scope, strip_compression
@@ -56,6 +58,7 @@ __all__ = [
     "objectives",
     "quantize_after_training",
     "recipes",
+    "replicas",
     "slim_model",
     "slimming",
     "strip_compression",

@@ -182,7 +182,7 @@ def _codes(values: np.ndarray, scale: np.float32, levels: int) -> np.ndarray:
 def _clustered(
     values: np.ndarray, num_values: int, rival: np.ndarray, grid: int | None
 ) -> np.ndarray:
-    """Clusters to the optimum, or to the better of two good starts, one of them a rival's values."""
+    """Clusters to the optimum, or from two starts, one of them a rival's values, to the better."""
     size = np.unique(values[values != 0]).size
     if grid is None and size <= num_values:
         return values.copy()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `atmc compress | evaluate | export | inspect`."""
+"""The command line: `atmc compress | evaluate | export | inspect | quantize | study`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from absl import flags
 from rich.console import Console
 from rich.text import Text
 
-from tfmot_atmc.cli import compress, evaluate, export, inspect
+from tfmot_atmc.cli import compress, evaluate, export, inspect, quantize, study
 from tfmot_atmc.cli.command import Command, make_console
 from tfmot_atmc.export import ExportError
 from tfmot_atmc.version import __version__
@@ -19,7 +19,14 @@ __all__ = ["main"]
 
 _COMMANDS: dict[str, Command] = {
     command.name: command
-    for command in (compress.COMMAND, evaluate.COMMAND, export.COMMAND, inspect.COMMAND)
+    for command in (
+        compress.COMMAND,
+        evaluate.COMMAND,
+        export.COMMAND,
+        inspect.COMMAND,
+        quantize.COMMAND,
+        study.COMMAND,
+    )
 }
 # What a user can put right; anything else is a fault of ours and keeps its traceback.
 _EXPECTED = (

@@ -1,21 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Export of Keras models to sparse .tflite files that run in the stock interpreter."""
 
+from tfmot_atmc.export.archive import ArchiveError, ArchiveReport, pack_archive, unpack_archive
 from tfmot_atmc.export.conversion import ExportError
+from tfmot_atmc.export.estimate import graph_bytes, weight_bytes
 from tfmot_atmc.export.interpreter import TFLiteModel, measure_latency
 from tfmot_atmc.export.report import ExportReport, TensorSummary, format_tensors, inspect_tflite
 from tfmot_atmc.export.rewrite import VALUE_MODES, stored_bytes
-from tfmot_atmc.export.tflite import export_tflite
+from tfmot_atmc.export.tflite import TooLargeError, export_tflite
 
 __all__ = [
     "VALUE_MODES",
+    "ArchiveError",
+    "ArchiveReport",
     "ExportError",
     "ExportReport",
     "TFLiteModel",
     "TensorSummary",
+    "TooLargeError",
     "export_tflite",
     "format_tensors",
+    "graph_bytes",
     "inspect_tflite",
     "measure_latency",
+    "pack_archive",
     "stored_bytes",
+    "unpack_archive",
+    "weight_bytes",
 ]

@@ -13,6 +13,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from tfmot_atmc.export.sparse import Level, LevelFormat, SparseEncoding, narrowest_index_type
+from tfmot_atmc.export.validation import validate
 
 FILE_IDENTIFIER = b"TFL3"
 _MAX_FILE_BYTES = (1 << 31) - 1
@@ -146,6 +147,7 @@ def read_model(data: bytes) -> Any:
                 raise ValueError("The .tflite model is truncated: a buffer lies behind its end.")
             buffer.data = np.frombuffer(data[buffer.offset : end], np.uint8)
             buffer.offset = buffer.size = 0
+    validate(model)
     return model
 
 

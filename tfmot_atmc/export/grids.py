@@ -67,9 +67,7 @@ def nearest_int8_grid(array: np.ndarray) -> tuple[np.ndarray, np.float32]:
         True
     """
     if not np.isfinite(array).all():
-        raise ValueError(
-            "Values that are not finite have no int8 codes; check the weights."
-        )
+        raise ValueError("Values that are not finite have no int8 codes; check the weights.")
     exact = exact_int8_grid(array)
     if exact is not None:
         return exact

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -279,7 +280,10 @@ def _summarise(
         if constant is None:
             return None
         encoding = constant.encoding
-        array = constant.array if encoding is None else sparse.decode(encoding)
+        array = constant.array
+        if encoding is not None:
+            sparse.stored_positions(encoding)  # checks it
+            array = encoding.values
     except ValueError as error:
         raise ValueError(f"Tensor {index} ({name or 'no name'}): {error}") from error
     shape = tuple(int(size) for size in (() if tensor.shape is None else tensor.shape))
@@ -299,7 +303,7 @@ def _summarise(
         segment_bytes=0 if encoding is None else encoding.segment_bytes,
         entropy_bytes=(
             None
-            if array is None or counts is None
-            else entropy_bits(array.size, int(counts.sum()), counts) / 8
+            if counts is None
+            else entropy_bits(math.prod(shape), int(counts.sum()), counts) / 8
         ),
     )

@@ -26,9 +26,9 @@ _WEIGHTED_OPERATORS = (_BUILTIN.CONV_2D, _BUILTIN.FULLY_CONNECTED, _BUILTIN.DEPT
 # What DEQUANTIZE needs to read int8.
 _DEQUANTIZE_VERSION = 2
 # What the operator, its tensor and the tables around them cost in the file (measured, rounded up).
-_DENSIFY_BYTES = 160
-_DEQUANTIZE_BYTES = 210
-_SPLIT_BYTES = 700
+_DENSIFY_BYTES = 64
+DEQUANTIZE_BYTES = 80
+_SPLIT_BYTES = 100
 
 _FOLDED_NAME = "arith.constant"
 _NEVER_SPARSE = 2.0
@@ -71,7 +71,7 @@ class _Rewriter:
 
     def run(self) -> int:
         for operator in self.subgraph.operators:
-            if flatbuffer.builtin_code(self.model, operator) in _WEIGHTED_OPERATORS:
+            if _weight_of(self.model, operator) is not None:
                 # The parsed vectors are views of read-only bytes.
                 operator.inputs = np.array(operator.inputs, np.int32)
                 self._store(operator, _WEIGHT_INPUT)
@@ -144,9 +144,14 @@ def weight_names(model: Any) -> dict[tuple[int, int], str]:
 
 
 def _weight_of(model: Any, operator: Any) -> int | None:
-    if flatbuffer.builtin_code(model, operator) in _WEIGHTED_OPERATORS:
-        return int(operator.inputs[_WEIGHT_INPUT])
-    return None
+    if flatbuffer.builtin_code(model, operator) not in _WEIGHTED_OPERATORS:
+        return None
+    if len(operator.inputs) <= _WEIGHT_INPUT or len(operator.outputs) != 1:
+        raise ValueError(
+            f"The .tflite model is damaged: a weighted operator has {len(operator.inputs)} inputs "
+            f"and {len(operator.outputs)} outputs."
+        )
+    return int(operator.inputs[_WEIGHT_INPUT])
 
 
 def _readers(model: Any, subgraph: Any) -> dict[int, Counter[int]]:
@@ -217,7 +222,7 @@ def storages(
     elif values == "auto":
         coded = exact_int8_grid(array)
     if coded is not None:
-        found.append(_Storage(array.size + _DEQUANTIZE_BYTES, *coded))
+        found.append(_Storage(array.size + DEQUANTIZE_BYTES, *coded))
     if array.ndim == 0 or np.count_nonzero(array) > (1.0 - min_sparsity) * array.size:
         return found
     for shape, overhead in ((array.shape, 0), (split, split_bytes)):
@@ -226,7 +231,7 @@ def storages(
         for stored, scale in ((array, None), *([coded] if coded is not None else [])):
             stored = stored.reshape(shape)
             layout = sparse.find_layout(stored)
-            extra = overhead + _DENSIFY_BYTES + (0 if scale is None else _DEQUANTIZE_BYTES)
+            extra = overhead + _DENSIFY_BYTES + (0 if scale is None else DEQUANTIZE_BYTES)
             found.append(_Storage(layout.nbytes + extra, stored, scale, layout))
     return found
 

@@ -340,14 +340,15 @@ def _expand_csr(flat: np.ndarray, level: Level, size: int, stride: int) -> np.nd
     return np.repeat(flat, lengths) + indices.astype(np.int64) * stride
 
 
-def decode(encoding: SparseEncoding) -> np.ndarray:
-    """Restores the dense array, checking every bound on the way.
+def stored_positions(encoding: SparseEncoding) -> np.ndarray:
+    """Returns where the stored values lie in the dense array, checking every bound on the way.
 
     Args:
-        encoding: A `SparseEncoding`, possibly read from a file and possibly with blocks.
+        encoding: A `SparseEncoding`, possibly read from a file and possibly with blocks. Memory
+            is bounded by what it stores, whatever shape it claims.
 
     Returns:
-        Array of shape `encoding.shape` and of the dtype of `encoding.values`.
+        int64 `[values]`, flat positions.
 
     Raises:
         ValueError: If the levels contradict each other, an index is out of bounds, or the number
@@ -360,13 +361,14 @@ def decode(encoding: SparseEncoding) -> np.ndarray:
             f"cannot be traversed in the order {encoding.order} with {len(encoding.levels)} levels."
         )
     dimensions = _strides(encoding)
-    total = int(np.prod(encoding.shape, dtype=np.int64))
+    segments = [level.segments.size for level in encoding.levels if level.segments is not None]
+    most = max([encoding.values.size, *segments])
     flat = np.zeros(1, np.int64)
     for dimension, level in zip(encoding.order, encoding.levels, strict=True):
         size, stride = dimensions[dimension]
         if level.format == LevelFormat.SPARSE_CSR:
             flat = _expand_csr(flat, level, size, stride)
-        elif level.size != size or flat.size * size > total:
+        elif level.size != size or flat.size * size > most:
             raise ValueError(f"A DENSE level has size {level.size}, expected {size}.")
         else:
             flat = (flat[:, np.newaxis] + np.arange(size, dtype=np.int64) * stride).ravel()
@@ -375,6 +377,22 @@ def decode(encoding: SparseEncoding) -> np.ndarray:
             f"The levels describe {flat.size} stored positions, but there are "
             f"{encoding.values.size} values."
         )
-    array = np.zeros(total, encoding.values.dtype)
+    return flat
+
+
+def decode(encoding: SparseEncoding) -> np.ndarray:
+    """Restores the dense array.
+
+    Args:
+        encoding: A `SparseEncoding`, possibly read from a file and possibly with blocks.
+
+    Returns:
+        Array of shape `encoding.shape` and of the dtype of `encoding.values`.
+
+    Raises:
+        ValueError: As `stored_positions`.
+    """
+    flat = stored_positions(encoding)
+    array = np.zeros(int(np.prod(encoding.shape, dtype=np.int64)), encoding.values.dtype)
     array[flat] = encoding.values
     return array.reshape(encoding.shape)

@@ -32,6 +32,10 @@ _GENERATED_EXAMPLES = 16
 _EXAMPLES_WITHOUT_DELEGATES = 32
 
 
+class TooLargeError(ExportError):
+    """The file is larger than it may be."""
+
+
 def export_tflite(
     model: keras.Model,
     path: str | os.PathLike[str],
@@ -89,7 +93,8 @@ def export_tflite(
             compression, or cannot be slimmed though `slim` is True.
         FileExistsError: If the file exists and `overwrite` is False.
         ExportError: If the converter rejects the model, or the file does not run, does not match
-            Keras, is not smaller than the dense one, or is larger than `max_bytes`.
+            Keras or is not smaller than the dense one.
+        TooLargeError: If the file is larger than `max_bytes`; an `ExportError`.
 
     Example:
         >>> report = export_tflite(model, "classifier.tflite", inputs=x_test)  # doctest: +SKIP
@@ -132,7 +137,7 @@ def export_tflite(
                 "pass sparse=False."
             )
         if limit is not None and report.bytes > limit:
-            raise ExportError(
+            raise TooLargeError(
                 f"The file needs {report.bytes:,} bytes, `max_bytes` allows {limit:,}; compress "
                 'the model further, or pass values="int8".'
             )

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from tfmot_atmc.constraints import Constraint, GlobalRank
+from tfmot_atmc.constraints import Codebook, Constraint, GlobalRank
 from tfmot_atmc.kernels import Kernel, LowRankKernel, PlainKernel
 from tfmot_atmc.methods.base import Method
 
@@ -15,16 +15,23 @@ class ALR(Method):
 
     Args:
         ratio: parameters of the factors as a ratio of the dense kernels' parameters, in (0, 1].
+        bits: None, or b for a codebook of 2^b values a factor.
+        codebook_begin: step (int) or fraction of the planned steps (float) at which the codebook
+            starts to act.
 
     Source: "ALR" in Gui et al., NeurIPS 2019, section 4.1.
     """
 
-    def __init__(self, ratio: float):
-        self.ratio = ratio
+    def __init__(self, ratio: float, bits: int | None = None, codebook_begin: int | float = 0.75):
+        self.ratio, self.bits = ratio, bits
+        self.codebook_begin = codebook_begin
         self.constraints()
 
     def kernel_for(self, factorizable: bool) -> Kernel:
         return LowRankKernel() if factorizable else PlainKernel()
 
     def constraints(self) -> list[Constraint]:
-        return [GlobalRank(self.ratio)]
+        rank = GlobalRank(self.ratio)
+        if self.bits in (None, 32):
+            return [rank]
+        return [Codebook(self.bits, begin=self.codebook_begin), rank]

@@ -12,7 +12,7 @@ from keras import layers
 
 from tfmot_atmc.slimming.analysis import is_graph
 
-_FIRST = "_first"
+FIRST = "_first"
 
 
 def can_factor(layer: Any) -> bool:
@@ -126,7 +126,7 @@ class _Rebuilder:
 
     def _split(self, layer: Any, config: dict[str, Any], values: list[np.ndarray]) -> Any:
         a, b = self.products[layer.name]
-        plain = {"name": layer.name + _FIRST, "use_bias": False, "activation": None}
+        plain = {"name": layer.name + FIRST, "use_bias": False, "activation": None}
         if isinstance(layer, layers.Dense):
             first = layers.Dense.from_config(config | plain | {"units": a.shape[-1]})
             second = layers.Dense.from_config(config)
