@@ -6,7 +6,6 @@
 .tflite file, and `evaluate_robustness` says what it withstands.
 
 The packages: `attacks`, `augmentation`, `callbacks`, `constraints`, `datasets`, `evaluation`,
-`export`, `interop`, `kernels`, `math`, `methods`, `models`, `replicas`,
 `slimming`.
 """
 
@@ -25,9 +24,9 @@ from tfmot_atmc import (
     models,
     objectives,
     recipes,
-    replicas,
     slimming,
 )
+from tfmot_atmc.budget import fit_to_bytes, plan_budget
 from tfmot_atmc.compression import compress, compression_scope, strip_compression
 from tfmot_atmc.evaluation import evaluate_robustness
 from tfmot_atmc.export import export_tflite
@@ -50,15 +49,16 @@ __all__ = [
     "evaluation",
     "export",
     "export_tflite",
+    "fit_to_bytes",
     "interop",
     "kernels",
     "math",
     "methods",
     "models",
     "objectives",
+    "plan_budget",
     "quantize_after_training",
     "recipes",
-    "replicas",
     "slim_model",
     "slimming",
     "strip_compression",

@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 
+from tfmot_atmc.budget import plan_budget
 from tfmot_atmc.copying import classes_of, copy_model, rebuild_model
 from tfmot_atmc.training import CompressedModel
 from tfmot_atmc.wrapping import find_slots, flat_layers, plain_classes
@@ -30,6 +31,7 @@ def compress(
     layers: Layers = None,
     seed: int = 0,
     in_place: bool = False,
+    max_bytes: int | str | None = None,
     **method_arguments: Any,
 ) -> Any:
     """Wraps a Keras model so that `fit` compresses it under adversarial training.
@@ -52,14 +54,18 @@ def compress(
             layer to whether it should be compressed.
         seed: seed of the attacks' randomness.
         in_place: replace the kernels of the model itself and do not copy it first.
+        max_bytes: instead of a `ratio`, the size of the .tflite file that the trained model shall
+            have, in bytes or as text such as `"24KB"`; the ratio is found by `plan_budget`, and
+            `bits` is 8 where the method has codebooks. Export with `fit_to_bytes`, which holds to
+            the size.
         **method_arguments: arguments for a `method` given by name, such as `ratio` and `bits`.
 
     Returns:
         A `CompressedModel`; for a layer or list, the same layer or list, marked.
 
     Raises:
-        ValueError: if the model is not built, has no compressible layer or cannot be copied, or
-            an argument is out of range.
+        ValueError: if the model is not built, has no compressible layer or cannot be copied, an
+            argument is out of range, or no file of the model can be as small as `max_bytes`.
         TypeError: if `to_compress` is none of the above.
 
     Example:
@@ -93,6 +99,8 @@ def compress(
             for factor in kernel.factors
         }
         to_compress, in_place = strip_compression(to_compress), True
+    if max_bytes is not None:
+        method_arguments = _within(to_compress, max_bytes, method, method_arguments)
     selected = _selected_indices(to_compress, layers)
     model = to_compress if in_place else copy_model(to_compress)
     compressed = CompressedModel(
@@ -108,6 +116,19 @@ def compress(
     if factors is not None:
         compressed.continue_from(factors)
     return compressed
+
+
+def _within(
+    model: keras.Model, max_bytes: int | str, method: Any, arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """The arguments of a method with which a model's file is predicted to fit."""
+    if not isinstance(method, str) or {"ratio", "k", "schedule"} & set(arguments):
+        raise ValueError(
+            "`max_bytes` finds the ratio by itself: name the method, such as 'atmc', and give no "
+            f"`ratio`, `k` or `schedule`. Received {method!r} with {sorted(arguments)}."
+        )
+    bits = {"bits": 8} if method == "atmc" else {}
+    return {**bits, **arguments, "ratio": plan_budget(model, max_bytes).ratio}
 
 
 def strip_compression(model: Any) -> Any:
