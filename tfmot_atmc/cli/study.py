@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`atmc study`: a grid of methods, trained, attacked, compared and drawn."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from absl import flags
+from rich.console import Console
+
+from tfmot_atmc.cli.command import Command, print_table
+from tfmot_atmc.study import Description, StudyError, load_description, run_study
+
+__all__ = ["COMMAND"]
+
+
+def _define(values: flags.FlagValues) -> None:
+    at: dict[str, Any] = {"flag_values": values}
+    flags.DEFINE_string("out", None, "Folder for all files. [atmc_out/NAME]", **at)
+    flags.DEFINE_integer(
+        "jobs", None, "Processes at once; 0 for this one. [by cores]", lower_bound=0, **at
+    )
+    flags.DEFINE_integer(
+        "threads", None, "Threads of each. [an equal share of the cores]", lower_bound=1, **at
+    )
+    flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets.", **at)
+    flags.DEFINE_bool("report_only", False, "Run nothing; write results of what is done.", **at)
+
+
+def _run(values: flags.FlagValues, operands: list[str], console: Console) -> None:
+    description = load_description(operands[0]) if operands else Description()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # in workers, whose lines would mix
+    out = values.out or f"atmc_out/{description.name}"
+    try:
+        results = run_study(
+            description,
+            out,
+            jobs=values.jobs,
+            threads=values.threads,
+            data_dir=values.data_dir,
+            report_only=values.report_only,
+            console=console,
+        )
+    except StudyError:
+        console.print(f"Results of what is done are in {out}; see page.html there.")
+        raise
+    _show(results, console)
+    console.print(f"All files are in {out}; see page.html there.")
+
+
+def _show(results: dict[str, Any], console: Console) -> None:
+    attacks = list(dict.fromkeys(entry["attack"] for entry in results["summary"]))
+    keys = ("data", "model", "training", "variant", "ratio")
+    found: dict[tuple, dict[str, Any]] = {}
+    for entry in results["summary"]:
+        row = found.setdefault(tuple(entry[key] for key in keys), {"size": entry["paper_ratio"]})
+        row[entry["attack"]] = f"{entry['mean']:.2%}"
+    rows = [
+        (*map(str, key), f"{row['size']:.5f}", *(row.get(attack, "") for attack in attacks))
+        for key, row in found.items()
+    ]
+    print_table(console, "Means over seeds", (*keys, "size ratio", *attacks), rows)
+
+
+COMMAND = Command(
+    "study",
+    "Trains, attacks and compares methods as a YAML file says; the same command again goes on.",
+    _define,
+    _run,
+    operand="FILE",
+    after_interrupt="Run the same command again to go on.",
+)

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The jobs of a study: each stage of training once, each finished model attacked once."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from tfmot_atmc import attacks, methods, recipes
+from tfmot_atmc.constraints import ConstantBudget
+from tfmot_atmc.presets import defaults
+from tfmot_atmc.recipes import Stage
+from tfmot_atmc.study.description import AttackEntry, Description, MethodEntry
+
+__all__ = ["Job", "expand", "method_stages", "variant"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One piece of work whose result is kept.
+
+    Attributes:
+        name: readable, and unique by the digest at its end; the name of its folder.
+        digest: of all that the result depends on.
+        configuration: that, as plain values.
+        needs: name of the job whose model it starts from, or None.
+        stages: for training, all stages from the dense start to the one trained here.
+        row: for measuring, what the rows of the results say of the model.
+        cost: about how long it takes, in units of its own.
+    """
+
+    name: str
+    digest: str
+    configuration: Mapping[str, Any]
+    needs: str | None
+    stages: tuple[Stage, ...] = ()
+    row: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    cost: float = 1.0
+
+
+def expand(description: Description) -> dict[str, Job]:
+    """Returns the jobs of a study by name, each after the one it needs.
+
+    A stage that several methods, ratios or bits have in common, with all before it, is one job.
+
+    Args:
+        description: the study.
+
+    Raises:
+        ValueError: if a method or an attack does not take its arguments.
+    """
+    found: dict[str, Job] = {}
+    for data in description.data:
+        tests = [(entry, entry.make(data)) for entry in description.test]
+        for model in description.models_for(data):
+            for entry in description.training_for(data):
+                for seed in description.seeds:
+                    where = {"data": data, "model": model, "training": entry.name, "seed": seed}
+                    run = _run(description, where, attacks.serialize(entry.make(data)))
+                    _expand_run(description, where, run, tests, found)
+    return found
+
+
+def variant(row: Mapping[str, Any]) -> str:
+    """Returns how a method, its bits and its quantisation are called together.
+
+    Args:
+        row: with `method`, `bits` and `quantized`.
+
+    Example:
+
+    >>> variant({"method": "atmc", "bits": 8, "quantized": ""})
+    'atmc-8'
+    >>> variant({"method": "al0", "bits": 8, "quantized": "uniform"})
+    'al0 + uniform-8'
+    """
+    if row["quantized"]:
+        return f"{row['method']} + {row['quantized']}-{row['bits']}"
+    return row["method"] if row["bits"] == 32 else f"{row['method']}-{row['bits']}"
+
+
+def method_stages(
+    entry: MethodEntry, ratio: float, bits: int, description: Description
+) -> list[Stage]:
+    """Returns the stages of a method after the dense start.
+
+    Every method has as many epochs and steps, at the same rates and under the same attacks, as ATMC
+    has in its recipe: only the constraint differs.
+
+    Args:
+        entry: the method.
+        ratio: nonzeros as a ratio of the dense kernels' parameters.
+        bits: b of the codebooks; 32 for none.
+        description: for epochs, phases and preset.
+
+    Raises:
+        ValueError: if the method has no codebooks and `bits` is below 32.
+    """
+    epochs, preset = description.epochs, description.preset
+    template = recipes.atmc_stages(ratio, bits, epochs, preset)
+    if description.phases == "pruning":
+        template = [stage for stage in template if stage.name not in ("hardened", "polished")]
+    if entry.method == "atmc":
+        stages = template
+    elif preset == "paper":
+        stages = _paper_stages(entry.method, ratio, bits, template)
+    else:
+        pruning = recipes.baseline_stages(entry.method, ratio, epochs, preset)
+        stages = pruning + [
+            dataclasses.replace(stage, method=_later(entry.method, ratio, stage))
+            for stage in template[1:]
+        ]
+    return [_adapted(stage, entry, description) for stage in stages]
+
+
+def _paper_stages(method: str, ratio: float, bits: int, template: list[Stage]) -> list[Stage]:
+    """Returns one stage as long as l0 projection and ATMC-32 together, and that of a codebook."""
+    epochs = sum(stage.epochs for stage in template[:2])
+    stages = recipes.baseline_stages(method, ratio, epochs, "paper")
+    if bits == 32:
+        return stages
+    last = template[-1]
+    return [*stages, dataclasses.replace(last, method=_later(method, ratio, last))]
+
+
+def _later(method: str, ratio: float, stage: Stage) -> methods.Method:
+    """Returns the method of a stage after pruning: at its full budget, with or without codebook."""
+    arguments: dict[str, Any] = {"ratio": ratio}
+    if stage.method.bits < 32:  # type: ignore[attr-defined]
+        arguments |= {"bits": stage.method.bits, "codebook_begin": 0}  # type: ignore[attr-defined]
+    if method == "al0":
+        arguments["schedule"] = ConstantBudget()
+    return methods.get(method, **arguments)
+
+
+def _adapted(stage: Stage, entry: MethodEntry, description: Description) -> Stage:
+    """Returns a stage with what an entry of the description asks for."""
+    method = stage.method
+    if entry.arguments and isinstance(method, type(methods.get(entry.method, ratio=0.5))):
+        try:
+            method = type(method).from_config({**method.get_config(), **entry.arguments})
+        except TypeError as error:
+            raise ValueError(
+                f"The method {entry.name!r} does not take its `arguments`: {error}."
+            ) from error
+    if not method.adversarial:
+        stage = stage.on_clean_inputs()
+    elif description.objective == "trades":
+        stage = stage.with_objective_of_the_run()
+    return dataclasses.replace(
+        stage,
+        name=stage.name.replace("atmc", entry.method),
+        method=method,
+        learning_rate=stage.learning_rate * entry.learning_rate,
+        batch_size=description.batch_size or stage.batch_size,
+    )
+
+
+def _run(
+    description: Description, where: Mapping[str, Any], attack: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns what all stages of one run have in common."""
+    known = defaults(where["data"])
+    return {
+        "data": where["data"],
+        "limit": description.limit,
+        "validation_fraction": known.validation_fraction,
+        "augment": known.augment,
+        "model": where["model"],
+        "attack": attack,
+        "objective": description.objective,
+        "seed": where["seed"],
+        "deterministic": description.deterministic,
+    }
+
+
+def _expand_run(
+    description: Description,
+    where: dict[str, Any],
+    run: dict[str, Any],
+    tests: list[tuple[AttackEntry, attacks.Attack]],
+    found: dict[str, Job],
+) -> None:
+    """Adds the jobs of one network, dataset, training attack and seed."""
+    dense = recipes.dense_stage(description.dense_epochs, description.preset)
+    dense = dataclasses.replace(dense, batch_size=description.batch_size or dense.batch_size)
+    labels = where | {"dense_epochs": description.dense_epochs}
+
+    def measure(trained: Job, quantize: Any = None, **row: Any) -> None:
+        row = labels | row | {"quantized": quantize[0] if quantize else ""}
+        job = _measuring(description, trained, tests, quantize, row)
+        found.setdefault(job.name, job)
+
+    start = _training(run, (dense,), None, found)
+    measure(start, method="da", ratio=1.0, bits=32, epochs=0)
+    for entry in description.methods:
+        if entry.method == "da":
+            continue
+        for ratio in entry.ratios or description.ratios:
+            for bits in entry.bits or description.bits:
+                stages = method_stages(entry, ratio, bits, description)
+                made = methods.get(entry.method, ratio=ratio)
+                chain = [dense if made.adversarial else dense.on_clean_inputs(), *stages]
+                job = _training(run, tuple(chain[:1]), None, found)
+                for end in range(2, len(chain) + 1):
+                    job = _training(run, tuple(chain[:end]), job, found)
+                row = {"method": entry.name, "ratio": ratio, "bits": bits}
+                row["epochs"] = sum(stage.epochs for stage in stages)
+                measure(job, **row)
+                if bits == 32:
+                    for how in description.quantize_afterwards:
+                        for few in (b for b in description.bits if b < 32):
+                            measure(job, (how, few), **{**row, "bits": few})
+
+
+def _training(
+    run: Mapping[str, Any], stages: tuple[Stage, ...], before: Job | None, found: dict[str, Job]
+) -> Job:
+    """Returns the job of the last of some stages, the known one where there is one."""
+    last = stages[-1]
+    configuration = {**run, "stages": [_plain(stage) for stage in stages]}
+    name, digest = _named(f"{run['data']}-{run['model']}-s{run['seed']}-{last.name}", configuration)
+    if name in found:
+        return found[name]
+    steps = run["attack"]["config"].get("steps", 1) * last.attack_factor
+    cost = (run["limit"] or 50_000) * last.epochs * (1.5 + steps)
+    needs = None if before is None else before.name
+    found[name] = Job(name, digest, configuration, needs, stages, cost=cost)
+    return found[name]
+
+
+def _measuring(
+    description: Description,
+    trained: Job,
+    tests: list[tuple[AttackEntry, attacks.Attack]],
+    quantize: tuple[str, int] | None,
+    row: Mapping[str, Any],
+) -> Job:
+    serialized = [
+        {"name": entry.name, "examples": entry.examples, **attacks.serialize(attack)}
+        for entry, attack in tests
+    ]
+    configuration = {
+        "trained": trained.digest,
+        "quantize": list(quantize) if quantize else None,
+        "test": serialized,
+        "test_examples": description.test_examples,
+        "seed": row["seed"],
+    }
+    label = variant(row).replace(" ", "")
+    where = f"{row['data']}-{row['model']}-s{row['seed']}-{label}-{row['ratio']:g}-measured"
+    name, digest = _named(where, configuration)
+    examples = min(description.test_examples or 10_000, description.limit or 10_000)
+    cost = examples * (1.0 + sum(_effort(attack) for _, attack in tests))
+    return Job(name, digest, configuration, trained.name, row=row, cost=cost)
+
+
+def _effort(attack: attacks.Attack) -> float:
+    """Returns about how many gradients an attack takes for an example."""
+    parts = getattr(attack, "attacks", None)
+    if parts:
+        return sum(map(_effort, parts.values()))
+    config = attack.get_config()
+    steps = config.get("steps") or config.get("queries") or 1
+    return float(steps) * (config.get("restarts") or 1)
+
+
+def _plain(stage: Stage) -> dict[str, Any]:
+    values = {field.name: getattr(stage, field.name) for field in dataclasses.fields(stage)}
+    values["method"] = keras.saving.serialize_keras_object(stage.method)
+    return values | {"objective": repr(stage.objective)}
+
+
+def _named(label: str, configuration: Mapping[str, Any]) -> tuple[str, str]:
+    text = json.dumps(configuration, sort_keys=True, default=str)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return f"{label}-{digest[:12]}", digest
