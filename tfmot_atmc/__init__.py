@@ -6,6 +6,7 @@
 .tflite file, and `evaluate_robustness` says what it withstands.
 
 The packages: `attacks`, `augmentation`, `callbacks`, `constraints`, `datasets`, `evaluation`,
+`export`, `interop`, `kernels`, `math`, `methods`, `models`, `replicas`,
 `slimming`.
 """
 
@@ -24,6 +25,7 @@ from tfmot_atmc import (
     models,
     objectives,
     recipes,
+    replicas,
     slimming,
 )
 from tfmot_atmc.budget import fit_to_bytes, plan_budget
@@ -59,6 +61,7 @@ __all__ = [
     "plan_budget",
     "quantize_after_training",
     "recipes",
+    "replicas",
     "slim_model",
     "slimming",
     "strip_compression",

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfmot_atmc import replicas
 from tfmot_atmc.adversarial_callbacks import CatastrophicOverfitting, KeepPerturbations
 from tfmot_atmc.constraints.codebook import Codebook
 from tfmot_atmc.training import CompressedModel
@@ -45,7 +46,7 @@ class UpdateCompression(_CompressionCallback):
 
     Args:
         divergence_path: None, or a `.keras` path to which the last good model is saved when
-            training diverges.
+            training diverges; with several workers the chief saves it.
     """
 
     plans_compression = True
@@ -88,7 +89,7 @@ class UpdateCompression(_CompressionCallback):
         model = self._compressed()
         model.stop_training = True
         saved = ""
-        if self.divergence_path is not None:
+        if self.divergence_path is not None and replicas.is_chief(model.distribute_strategy):
             model.save(self.divergence_path)
             saved = f" It is saved at {self.divergence_path}."
         warnings.warn(

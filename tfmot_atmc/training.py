@@ -10,9 +10,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmot_atmc import attacks, methods
+from tfmot_atmc import attacks, methods, replicas
 from tfmot_atmc.attacks import Attack
 from tfmot_atmc.constraints.base import Moment
+from tfmot_atmc.descent import check_distributed, descend
 from tfmot_atmc.losses import (
     attack_target,
     bounds_message,
@@ -208,11 +209,16 @@ class CompressedModel(keras.Model):
         """Projects the factors; the last line of a custom training loop's step.
 
         Args:
-            gradients: one for every factor, needed for growth by gradient only.
+            gradients: one for every factor, needed for growth by gradient only; under a strategy,
+                reduced over the replicas.
         """
+        replicas.together(self._project, gradients)
+
+    def _project(self, gradients: Sequence[tf.Tensor] | None) -> None:
+        given = None if gradients is None else [replicas.one(g) for g in gradients]
         moment = self._moment()
         for constraint in self.constraints:
-            constraint.project(moment, gradients)
+            constraint.project(moment, given)
         for constraint in self.constraints:
             constraint.after_projection(moment)
         self._step.assign_add(1)
@@ -230,7 +236,8 @@ class CompressedModel(keras.Model):
     # --- Keras's steps ------------------------------------------------------------------------
 
     def _attacked(self, attack: Attack, x: Any, y: Any, salt: int) -> Any:
-        stream = tf.stack([tf.constant(self.seed + salt, tf.int64), tf.cast(self._step, tf.int64)])
+        step = replicas.own_step(tf.cast(self._step, tf.int64))
+        stream = tf.stack([tf.constant(self.seed + salt, tf.int64), step])
         attack, target = attack_target(
             attack, lambda inputs: self.model(inputs, training=False), self.loss
         )
@@ -238,15 +245,17 @@ class CompressedModel(keras.Model):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        check_distributed(self.optimizer, self.attack)
         raw = x if self.attack is None else within_bounds(self.attack, x)
         x = raw if self.attack is None else self.attack.inputs(raw, training=True)
 
         def loss_of(targets: Any, outputs: Any) -> tf.Tensor:
             check_loss(self.loss, outputs)
-            return self.compute_loss(x, targets, outputs, sample_weight, training=True)
+            loss = self.compute_loss(x, targets, outputs, sample_weight, training=True)
+            return replicas.undivided(loss)
 
-        before = layer_state(self.model)
-        place_randomness(self.model, self._step.value)
+        share, before = replicas.share_of_batch(x), layer_state(self.model)
+        place_randomness(self.model, replicas.own_step(tf.convert_to_tensor(self._step.value)))
         with tf.GradientTape() as tape:
             with composed_kernels(self.kernels):
                 x_adversarial = x
@@ -264,49 +273,23 @@ class CompressedModel(keras.Model):
             penalties = [constraint.penalty(moment) for constraint in self.constraints]
             total = tf.add_n([result.loss, *[p for p in penalties if p is not None]])
             scaled = self.optimizer.scale_loss(total)
-        self._descend(tape.gradient(scaled, self.trainable_variables), total, before)
+        gradients = tape.gradient(scaled, self.trainable_variables)
+        total = descend(self, gradients, total, before, share)
         robust: set[str] = set()
         if self.attack is not None and result.adversarial_outputs is not None:
             robust_loss = loss_of(y, result.adversarial_outputs)
-            robust = self._update_robust(y, result.adversarial_outputs, robust_loss)
+            robust = self._update_robust(y, result.adversarial_outputs, robust_loss, share)
         self._loss_tracker.update_state(total)
-        return reported_metrics(self.compute_metrics(x, y, clean, sample_weight), robust)
+        return self._reported(self.compute_metrics(x, y, clean, sample_weight), robust)
+
+    def _reported(self, results: dict[str, Any], robust: set[str]) -> dict[str, Any]:
+        return replicas.reported(reported_metrics(results, robust))
 
     def _warmed(self, x: Any, x_adversarial: Any) -> Any:
         if not self.attack_warmup:
             return x_adversarial
         share = tf.minimum(1.0, tf.cast(self._step + 1, tf.float32) / self.attack_warmup)
         return part_of_the_way(x, x_adversarial, share)
-
-    def _descend(
-        self,
-        gradients: list[Any],
-        loss: tf.Tensor,
-        before: list[tuple[keras.Variable, tf.Tensor]],
-    ) -> None:
-        """Takes the optimizer step and projects; leaves a non-finite update out."""
-        variables = self.trainable_variables
-        finite = tf.math.is_finite(tf.linalg.global_norm(gradients))
-        # An optimizer that scales the loss leaves overflowing gradients out, and goes on.
-        scales = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
-        good = tf.math.is_finite(loss) if scales else finite & tf.math.is_finite(loss)
-        self._diverged.assign(self._diverged.value | ~good)
-        for variable, value in before:
-            variable.assign(tf.where(good, variable.value, value))
-        if not self.optimizer.built:
-            with tf.init_scope():
-                self.optimizer.build(variables)
-
-        def apply() -> tf.Tensor:
-            self.optimizer.apply(gradients, variables)
-            return tf.constant(True)
-
-        apply() if scales else tf.cond(good, apply, lambda: tf.constant(False))
-        safe = [None if g is None else tf.where(finite, g, tf.zeros_like(g)) for g in gradients]
-        by_id = {id(v): g for v, g in zip(variables, safe, strict=True)}
-        wanted = [by_id.get(id(factor.variable)) for factor in self._factors()]
-        with tf.control_dependencies([good]):  # no step is counted where the inputs were refused
-            self.apply_constraints(None if any(g is None for g in wanted) else wanted)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -315,24 +298,28 @@ class CompressedModel(keras.Model):
         with composed_kernels(self.kernels, self._deployed()):
             outputs = self.model(x, training=False)
             check_loss(self.loss, outputs)
-            loss = self.compute_loss(x, y, outputs, sample_weight, training=False)
-            reported: set[str] = set()
+            loss = self._loss_in_test(x, y, outputs, sample_weight)
+            share, reported = replicas.share_of_batch(x), set[str]()
             if attack is not None:
                 attacked = self._attacked(attack, x, y, salt=1)
                 robust = self.model(attacked, training=False)
-                robust_loss = self.compute_loss(x, y, robust, sample_weight, training=False)
-                reported = self._update_robust(y, robust, robust_loss)
-        self._loss_tracker.update_state(loss)
-        return reported_metrics(self.compute_metrics(x, y, outputs, sample_weight), reported)
+                robust_loss = self._loss_in_test(x, y, robust, sample_weight)
+                reported = self._update_robust(y, robust, robust_loss, share)
+        self._loss_tracker.update_state(loss, share)
+        return self._reported(self.compute_metrics(x, y, outputs, sample_weight), reported)
+
+    def _loss_in_test(self, x: Any, y: Any, outputs: Any, sample_weight: Any) -> tf.Tensor:
+        loss = self.compute_loss(x, y, outputs, sample_weight, training=False)
+        return replicas.undivided(loss)
 
     def predict_step(self, data: Any) -> Any:
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         with composed_kernels(self.kernels, self._deployed()):
             return self.model(x, training=False)
 
-    def _update_robust(self, y: Any, outputs: Any, loss: tf.Tensor) -> set[str]:
+    def _update_robust(self, y: Any, outputs: Any, loss: tf.Tensor, share: Any) -> set[str]:
         """Updates the robust metrics; returns the names of those that make sense here."""
-        self._robust_loss.update_state(loss)
+        self._robust_loss.update_state(loss, share)
         correct = correct_predictions(self.loss, y, outputs)
         if correct is None:
             return {"robust_loss"}
@@ -363,6 +350,13 @@ class CompressedModel(keras.Model):
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluates on clean and attacked inputs, as `keras.Model.evaluate`."""
         return self._guarded(super().evaluate, *args, **kwargs)
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        # Keras itself cannot look at a batch that is spread over workers, or unevenly.
+        strategy = self.distribute_strategy
+        if iterator is not None and strategy.num_replicas_in_sync > 1:
+            iterator, data_batch = None, replicas.own_batch(strategy, iterator)
+        super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
 
     def _guarded(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:

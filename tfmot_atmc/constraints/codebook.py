@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfmot_atmc import replicas
 from tfmot_atmc.constraints.base import AddWeight, Constraint, Factor, Moment
 from tfmot_atmc.math import ZeroKMeans, assign_to_codebook, optimal_zero_kmeans, zero_kmeans
 
@@ -153,9 +154,10 @@ class Codebook(Constraint):
                 continue
             theta = state.factor.read()
             found = self._cluster(theta + state.dual.value, compiled, state)
-            state.codebook.assign(found.codebook)
-            state.duplicate.assign(found.values)
-            state.dual.assign_add(theta - found.values)
+            values, codebook = replicas.first([found.values, found.codebook])
+            state.codebook.assign(codebook)
+            state.duplicate.assign(values)
+            state.dual.assign_add(theta - values)
         self.active.assign(True)
         return tf.constant(True)
 
@@ -173,7 +175,7 @@ class Codebook(Constraint):
             if state.members is None:
                 continue
             value = state.factor.read()
-            values, codebook = self._best_clusters(value, compiled)
+            values, codebook = replicas.first(self._best_clusters(value, compiled))
             state.codebook.assign(codebook)
             edges = 0.5 * (codebook[1:] + codebook[:-1])
             flat = tf.searchsorted(edges, tf.reshape(values, (-1,)), side="left") + 1
@@ -198,13 +200,24 @@ class Codebook(Constraint):
         return tf.ensure_shape(values, value.shape), tf.ensure_shape(codebook, [self.num_values])
 
     def _average(self, compiled: bool) -> tf.Tensor:
-        for state in self._states:
-            if state.members is not None:
-                self._average_one(state, state.members.value, compiled)
+        """Gives all entries of one centre their mean, and zero to the others."""
+        found = [
+            (state, *self._means(state, state.members.value, compiled))
+            for state in self._states
+            if state.members is not None
+        ]
+        # A device may add up in any order: the machines agree on one result.
+        agreed = replicas.first([means for _, means, _ in found])
+        for (state, _, spread), means in zip(found, agreed, strict=True):
+            state.codebook.assign(means[1:])
+            shape = state.factor.variable.shape
+            state.factor.variable.assign(tf.reshape(spread(means), shape))
         return tf.constant(True)
 
-    def _average_one(self, state: _State, members: tf.Tensor, compiled: bool) -> None:
-        """Gives all entries of one centre their mean, and zero to the others."""
+    def _means(
+        self, state: _State, members: tf.Tensor, compiled: bool
+    ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        """Returns the centres' means, zero first, and how they spread over the flat factor."""
         members = tf.reshape(members, (-1,))
         flat = tf.reshape(state.factor.read(), (-1,))
         size = self.num_values + 1
@@ -219,14 +232,14 @@ class Codebook(Constraint):
             sums = tf.math.bincount(code, weights=chosen, minlength=size, maxlength=size)
         means = tf.math.divide_no_nan(sums, counts)
         means = tf.concat([tf.zeros((1,), means.dtype), means[1:]], axis=0)
-        state.codebook.assign(means[1:])
-        if compiled:
-            value = tf.gather(means, members)
-        else:
-            value = tf.scatter_nd(
-                where[:, None], tf.gather(means, code), tf.shape(flat, out_type=tf.int64)
-            )
-        state.factor.variable.assign(tf.reshape(value, state.factor.variable.shape))
+
+        def spread(means: tf.Tensor) -> tf.Tensor:
+            if compiled:
+                return tf.gather(means, members)
+            total = tf.shape(flat, out_type=tf.int64)
+            return tf.scatter_nd(where[:, None], tf.gather(means, code), total)
+
+        return means, spread
 
     # --- both -----------------------------------------------------------------------------------
 
