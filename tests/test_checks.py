@@ -8,8 +8,21 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmot_atmc.attacks import APGD, FGSM, PGD, AutoAttack, Square
-from tfmot_atmc.evaluation import evaluate_robustness
+from tfmot_atmc.attacks import (
+    APGD,
+    APGDT,
+    BIM,
+    FGSM,
+    MIFGSM,
+    PGD,
+    RFGSM,
+    TRADES,
+    WRM,
+    AutoAttack,
+    Square,
+)
+from tfmot_atmc.evaluation import checks, evaluate_robustness
+from tfmot_atmc.evaluation.targets import as_target
 
 EPSILON = 0.3
 
@@ -87,6 +100,92 @@ def test_a_step_in_front_of_the_model_is_flagged_and_square_sees_through_it(mode
         "outputs are deterministic",
         "gradients beat outputs alone",
     }
+
+
+def test_what_outputs_alone_break_is_compared_with_every_attack_that_saw_it():
+    attacks = {"fgsm": FGSM(epsilon=0.1), "square": Square(epsilon=0.1), "pgd": PGD(epsilon=0.1)}
+    broken = {
+        "fgsm": np.array([True, False, False, False]),
+        "square": np.array([True, True, True, False]),
+        "pgd": np.array([False, True, False, True]),
+    }
+    apart = checks.beyond_gradients(broken, attacks, drop_broken=False)
+    assert {name: mask.tolist() for name, mask in apart.items()} == {
+        "square": [False, False, True, False]
+    }
+    # Withheld from PGD, which comes later, the second one tells nothing about gradients.
+    broken |= {"square": np.array([False, True, True, False]), "pgd": np.array([False] * 4)}
+    after = checks.beyond_gradients(broken, attacks, drop_broken=True)
+    assert after["square"].tolist() == [False, True, True, False]
+    first = {"square": attacks["square"], "pgd": attacks["pgd"]}
+    assert checks.beyond_gradients(broken, first, drop_broken=True) == {}
+    assert checks.black_box_stronger({"square": 2}, 1000) is None
+    assert "gradients mislead" in checks.black_box_stronger({"square": 3}, 1000)
+    transfer = checks.black_box_stronger({"square": 3}, 1000, source="twin")
+    assert "transferred from twin did not: the two differ" in transfer
+
+
+def test_overlap_of_attacks_that_get_all_examples_is_no_sign_of_bad_gradients(model, data):
+    name = "gradients beat outputs alone"
+    both = [PGD(epsilon=EPSILON, steps=20, step_size=0.05), Square(epsilon=EPSILON, queries=60)]
+    honest = evaluate(model, data, both, drop_broken=False)
+    assert honest.attacks[1].broken > 5  # far more than a share of 0.002, all broken by PGD too
+    assert honest.checks[name] == "passed"
+    other = keras.models.clone_model(model)  # new weights: what is made on it transfers badly
+    apart = evaluate(model, data, both[::-1], drop_broken=False, source=other)
+    assert "transferred from tiny did not" in apart.checks[name]
+
+
+@pytest.fixture(scope="module")
+def sample(model, data):
+    target = as_target(model)
+    return checks.take_sample(target, target, *data, np.ones(40, bool))
+
+
+def test_too_few_steps_are_told_of_every_attack_that_climbs(sample):
+    few = {"epsilon": EPSILON, "steps": 4, "step_size": 0.01}
+    short = {kind.__name__: kind(**few) for kind in (BIM, MIFGSM, TRADES)}
+    said = checks.run_checks(sample, short)
+    for name in short:
+        assert f"{name} has not converged: with twice" in said["attacks take enough steps"]
+    # Beside a longer attack of its kind a short one does no harm.
+    enough = {"short": BIM(**few), "long": PGD(epsilon=EPSILON, steps=60, step_size=0.02)}
+    assert checks.run_checks(sample, enough)["attacks take enough steps"] == "passed"
+    single = {"fgsm": FGSM(epsilon=0.1), "fastat": RFGSM(epsilon=0.1)}
+    assert "attacks take enough steps" not in checks.run_checks(sample, single)
+
+
+def test_auto_pgd_that_ends_on_its_way_is_told():
+    # The way to the one wrong corner is a bent ridge: each step along it is short.
+    def ridge(x):
+        a, b = x[:, 0], x[:, 1]
+        height = a - 3.0 * tf.square(b - tf.square(a)) - 0.8
+        rest = tf.fill(tf.shape(a), -90.0)
+        return tf.stack([-10 * height, 10 * height, rest, rest - 10], axis=-1)
+
+    x = np.random.default_rng(0).uniform(0.0, 0.1, (32, 2)).astype("float32")
+    target = as_target(ridge)
+    sample = checks.take_sample(target, target, x, np.zeros(32, "int64"), np.ones(32, bool))
+    for kind in (APGD, APGDT):
+        short, long = (kind(epsilon=1.0, steps=steps) for steps in (4, 60))
+        assert "apgd has not converged" in checks.steps_too_few(sample, "apgd", short)
+        assert checks.steps_too_few(sample, "apgd", long) is None
+    parts = {"apgd-ce": long, "apgd-t": APGDT(epsilon=1.0, steps=4), "apgd": short}
+    assert checks.run_checks(sample, parts)["attacks take enough steps"] == "passed"
+
+
+def test_longer_attacks_keep_their_step_and_are_cheap():
+    kurakin = PGD(epsilon=76 / 255, steps=16, rule="kurakin")
+    longer = kurakin.lengthened(2)
+    assert longer.steps == 32 and longer.unroll is False
+    assert longer.step_size == kurakin.step_size == pytest.approx(5 / 255)
+    momentum = MIFGSM(epsilon=0.2, steps=4, decay=0.5).lengthened(3)
+    assert (momentum.steps, float(momentum.step_size), momentum.decay) == (12, 0.05, 0.5)
+    targeted = APGDT(epsilon=0.1, steps=10).lengthened(2)
+    assert (targeted.steps, targeted.num_targets) == (20, 1)
+    assert WRM(steps=3).lengthened(2).steps == 6
+    for other in (FGSM(epsilon=0.1), Square(epsilon=0.1), APGD(epsilon=0.1, eot=2)):
+        assert other.lengthened(2) is None
 
 
 def test_random_outputs_and_outputs_that_are_not_finite_are_named(model, data):

@@ -126,6 +126,31 @@ def test_evaluate_measures_a_file_through_its_twin(done, capsys, tmp_path):
     assert "FGSM (transfer from small_cnn)" in said and "Square (on the file itself)" in said
 
 
+def test_evaluate_draws_curves_over_epsilon_and_over_steps(done, capsys, tmp_path):
+    _, out = done
+    common = ["evaluate", f"{out}/final.keras", "--limit=20", "--nochecks"]
+    report, picture = tmp_path / "curve.json", tmp_path / "curve.png"
+    files = [f"--out={report}", f"--picture={picture}"]
+    values = "--values=0,16/255,1"
+    assert cli.main([*common, "--attack=fgsm", "--curve=epsilon", values, *files]) == 0
+    said = capsys.readouterr().out
+    assert "small_cnn under FGSM: 20 examples" in said and "0.0627451" in said
+    curve = json.loads(report.read_text())
+    assert (curve["over"], curve["values"]) == ("epsilon", [0.0, 16 / 255, 1.0])
+    assert curve["accuracies"][0] == curve["clean_accuracy"] >= curve["accuracies"][1]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    steps = ["--curve=steps", "--epsilon=0.1", "--values=2,1", f"--out={report}"]
+    assert cli.main([*common, "--attack=mifgsm", *steps]) == 0
+    curve = json.loads(report.read_text())
+    assert (curve["attack"], curve["over"], curve["values"]) == ("MIFGSM", "steps", [1.0, 2.0])
+    assert cli.main([*common, "--attack=wrm", "--curve=epsilon"]) == 2
+    assert "WRM has no epsilon to vary" in capsys.readouterr().err
+    assert cli.main([*common, "--attack=fgsm", "--curve=steps"]) == 2
+    assert "FGSM takes no number of steps" in capsys.readouterr().err
+    assert cli.main([*common, "--curve=steps", "--values=1.5"]) == 2
+    assert "whole --values" in capsys.readouterr().err
+
+
 def test_export_strips_a_compressed_model_first(done, capsys, tmp_path):
     _, out = done
     file = tmp_path / "exported.tflite"
@@ -178,6 +203,11 @@ def test_every_command_tells_its_flags(command, capsys):
         (["evaluate", "absent.keras"], "no file 'absent.keras'"),
         (["evaluate", "model.h5"], ".keras or .tflite"),
         (["evaluate", "model.keras", "--steps=3"], "--attack"),
+        (["evaluate", "model.keras", "--values=0.1"], "--curve epsilon or --curve steps"),
+        (["evaluate", "model.keras", "--curve=width"], "epsilon|steps"),
+        (["evaluate", "model.keras", "--curve=epsilon", "--attack=fgsm,pgd"], "one --attack"),
+        (["evaluate", "model.keras", "--curve=epsilon", "--state=s"], "--state"),
+        (["evaluate", "model.keras", "--curve=steps", "--attack=pgd", "--steps=3"], "--values"),
         (["export", "absent.keras"], "no file 'absent.keras'"),
         (["inspect", "absent.tflite"], "absent.tflite"),
     ],

@@ -121,9 +121,10 @@ def test_same_seed_same_report_and_batches_differ(model, data):
             return super().__call__(model, x, y, seed=seed)
 
     pair = [Recording(epsilon=0.2, steps=1), Recording(epsilon=0.2, steps=1)]
-    named = evaluate_robustness(model, data, attacks=pair, batch_size=20, seed=1, verbose=0)
+    options = {"attacks": pair, "batch_size": 20, "checks": False, "verbose": 0}
+    named = evaluate_robustness(model, data, seed=1, **options)
     assert [r.name for r in named.attacks] == ["Recording-1", "Recording-1 #2"]
-    evaluate_robustness(model, data, attacks=pair, batch_size=20, seed=2, verbose=0)
+    evaluate_robustness(model, data, seed=2, **options)
     assert len(set(starts)) == len(starts) == 8
 
 

@@ -103,10 +103,14 @@ def test_a_lenet_of_one_percent_takes_the_bytes_it_should(tmp_path, grid, larges
     assert report.bytes - sum(t.nbytes for t in report.tensors) - 4 * 580 < 3_500
 
 
-@pytest.mark.parametrize("grid", [None, 0.0123])
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_wide_dense_layers_become_convolutions_with_narrow_indices(tmp_path, grid, batch_size):
-    wide = layers.Dense(64, activation="relu", bias_initializer="ones")
+@pytest.mark.parametrize(
+    ("grid", "batch_size", "use_bias"),
+    [(None, 1, True), (None, 3, True), (0.0123, 1, True), (0.0123, 3, False)],
+)
+def test_wide_dense_layers_become_convolutions_with_narrow_indices(
+    tmp_path, grid, batch_size, use_bias
+):
+    wide = layers.Dense(64, activation="relu", bias_initializer="ones", use_bias=use_bias)
     model = prune(keras.Sequential([keras.Input((600,)), wide, layers.Dense(5)]), 0.2, grid=grid)
     path = tmp_path / "wide.tflite"
     report = quick_export(model, path, batch_size=batch_size)
@@ -127,7 +131,7 @@ def test_wide_dense_layers_become_convolutions_with_narrow_indices(tmp_path, gri
 
 @pytest.mark.parametrize(
     ("inputs", "options", "batch_size"),
-    [(600, {}, None), (600, {"use_bias": False}, 1), (521, {}, 1), (256, {}, 1)],
+    [(600, {}, None), (521, {}, 1), (256, {}, 1)],
 )
 def test_dense_layers_that_cannot_become_convolutions_stay(tmp_path, inputs, options, batch_size):
     options = {"bias_initializer": "ones"} | options

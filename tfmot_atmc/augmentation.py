@@ -28,7 +28,7 @@ class KeyedBatches(EpochBatches):
         attack: The `ATTA` that will be trained with.
         batch_size: Examples in a batch.
         flip: Mirror half of the images, left to right.
-        fill: Value of the padding.
+        fill: Value of the padding; None pads by reflection.
         seed: Non-negative integer.
         epoch: As of `EpochBatches`.
         drop_remainder: Whether a last batch that is not full is left out.
@@ -56,7 +56,7 @@ class KeyedBatches(EpochBatches):
         attack: ATTA,
         batch_size: int,
         flip: bool = False,
-        fill: float = 0.0,
+        fill: float | None = 0.0,
         seed: int = 0,
         epoch: Callable[[], int] | None = None,
         drop_remainder: bool = False,
@@ -104,7 +104,11 @@ class KeyedBatches(EpochBatches):
     def _cropped(self, images: np.ndarray, window: np.ndarray) -> np.ndarray:
         if self.padding:
             (height, width), pad = images.shape[1:3], (self.padding, self.padding)
-            padded = np.pad(images, ((0, 0), pad, pad, (0, 0)), constant_values=self.fill)
+            around = ((0, 0), pad, pad, (0, 0))
+            if self.fill is None:
+                padded = np.pad(images, around, mode="reflect")
+            else:
+                padded = np.pad(images, around, constant_values=self.fill)
             rows, columns = window[:, :1] + np.arange(height), window[:, 1:2] + np.arange(width)
             batch = np.arange(len(images))[:, None, None]
             images = padded[batch, rows[:, :, None], columns[:, None, :]]

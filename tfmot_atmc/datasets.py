@@ -21,7 +21,10 @@ from typing import Any
 import keras
 import numpy as np
 
-__all__ = ["Dataset", "EpochBatches", "load"]
+__all__ = ["PADDING", "Dataset", "EpochBatches", "load"]
+
+PADDING = 4
+"""Pixels by which augmentation pads an image on each side before it crops."""
 
 _FREQUENT = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped")
 _DIGITS_TEST_FRACTION = 0.2
@@ -315,9 +318,10 @@ class EpochBatches(keras.utils.PyDataset):
 def _augment(images: np.ndarray, kind: str, generator: np.random.Generator) -> np.ndarray:
     """Random crops of images padded by four pixels, for "crop_flip" mirrored at random."""
     count, height, width = images.shape[:3]
-    padding = ((0, 0), (4, 4), (4, 4), (0, 0))
+    pad = (PADDING, PADDING)
+    padding = ((0, 0), pad, pad, (0, 0))
     padded = np.pad(images, padding, mode="reflect" if kind == "reflect_crop" else "constant")
-    top, left = generator.integers(0, 9, (2, count, 1))
+    top, left = generator.integers(0, 2 * PADDING + 1, (2, count, 1))
     rows, columns = top + np.arange(height), left + np.arange(width)
     if kind == "crop_flip":
         columns = np.where(generator.random((count, 1)) < 0.5, columns[:, ::-1], columns)

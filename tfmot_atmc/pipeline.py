@@ -31,6 +31,7 @@ __all__ = [
     "EpochLines",
     "load_keras",
     "make_attack",
+    "package_versions",
     "run_compression",
     "standard_attacks",
 ]
@@ -73,8 +74,8 @@ def run_compression(
     """
     settings = settings.resolved()
     say = log or (lambda line: None)
-    training_attack = make_attack(settings.attack, settings.epsilon, settings.steps)
     start, data = _start(settings)
+    training_attack = _training_attack(settings, data)
     out = Path(str(settings.out))
     out.mkdir(parents=True, exist_ok=True)
     trained, seconds = _train(settings, start, data, training_attack, verbose, say)
@@ -94,7 +95,7 @@ def run_compression(
     results = {
         "settings": dataclasses.asdict(settings),
         "command": list(command),
-        "versions": _versions(),
+        "versions": package_versions(),
         "seconds": seconds,
         "training_attack": attacks.serialize(training_attack),
         "evaluation": evaluation,
@@ -113,7 +114,7 @@ def run_compression(
 
 
 def make_attack(name: str, epsilon: Any, steps: int | None = None, **arguments: Any) -> Attack:
-    """Returns an attack by name; `steps` is for those that take steps.
+    """Returns an attack by name; `epsilon` and `steps` are for those that have them.
 
     Args:
         name: as in `tfmot_atmc.attacks.get`.
@@ -121,15 +122,28 @@ def make_attack(name: str, epsilon: Any, steps: int | None = None, **arguments: 
         steps: number of steps, or None for the attack's own.
         **arguments: further arguments of the attack.
 
+    Raises:
+        ValueError: the name is unknown, or is that of ATTA without the data it is to train on.
+
     Example:
 
     >>> make_attack("fgsm", 0.1, steps=7).epsilon.tolist()
     0.1
+    >>> make_attack("wrm", 0.1, steps=3)
+    WRM(bounds=(0.0, 1.0), seed=0, loss=None, gamma=1.3, steps=3)
     """
-    attack = attacks.get(name, epsilon=epsilon, **arguments)
+    kind = attacks.class_of(name)
+    if kind.takes("epsilon"):
+        arguments["epsilon"] = epsilon
+    if issubclass(kind, attacks.ATTA) and "num_examples" not in arguments:
+        raise ValueError(
+            "ATTA carries perturbations through the training on one set of data and is no attack "
+            "for tests. Give `num_examples` and `image_shape`, or another attack, such as 'pgd'."
+        )
+    attack = kind(**arguments)
     if steps is None or "steps" not in attack.get_config():
         return attack
-    return attacks.get(name, epsilon=epsilon, steps=steps, **arguments)
+    return kind.from_config(attack.get_config() | {"steps": steps})
 
 
 def standard_attacks(epsilon: float) -> dict[str, Attack]:
@@ -202,6 +216,18 @@ def _start(settings: CompressionSettings) -> tuple[keras.Model, Dataset]:
             f"{settings.dataset!r} have shape {data.input_shape}."
         )
     return loaded, data
+
+
+def _training_attack(settings: CompressionSettings, data: Dataset) -> Attack:
+    arguments: dict[str, Any] = {}
+    if settings.attack.lower() == "atta":
+        padded = defaults(settings.dataset).augment is not None
+        arguments = {
+            "num_examples": len(data.x_train),
+            "image_shape": data.input_shape,
+            "padding": datasets.PADDING if padded else 0,
+        }
+    return make_attack(settings.attack, settings.epsilon, settings.steps, **arguments)
 
 
 def _train(
@@ -283,6 +309,7 @@ def _evaluate(
     return found
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Returns the versions of Python, of this package and of those it stands on."""
     found = {"tfmot-atmc": __version__, "python": platform.python_version()}
     return found | {package: metadata.version(package) for package in _PACKAGES}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from typing import Any
 import keras
 
 from tfmot_atmc import attacks, callbacks
+from tfmot_atmc.augmentation import KeyedBatches
 from tfmot_atmc.compression import compress
-from tfmot_atmc.datasets import Dataset, EpochBatches
+from tfmot_atmc.datasets import PADDING, Dataset, EpochBatches
 from tfmot_atmc.files import write_json, written_whole
 from tfmot_atmc.stages import (
     PRESETS,
@@ -63,7 +65,8 @@ def run_stages(
         model: a built Keras model with logits as outputs.
         stages: the stages, in order.
         data: training and validation data, inputs in the attack's bounds.
-        attack: the attack used in training.
+        attack: the attack used in training. `ATTA` is made for the training data and, where
+            `augment` crops, with `padding=datasets.PADDING`; each stage begins perturbations anew.
         out_dir: folder for the stages' files.
         validation_attack: the attack used in validation; None for that of training.
         objective: `"adversarial"`, `"half"` or an `Objective`.
@@ -100,21 +103,41 @@ def run_stages(
             attack_warmup=round(stage.warmup_epochs * _steps(stage, data)),
             seed=seed + 1000 * number,
         )
-        batches = EpochBatches(
-            data.x_train,
-            data.y_train,
-            batch_size=stage.batch_size,
-            seed=seed + number,
-            epoch=_EpochOf(current, _steps(stage, data)),
-            augment=augment,
-        )
+        batches = _batches(current, stage, data, augment, seed + number)
         log = _run_stage(current, stage, data, batches, out, verbose, extra_callbacks)
-        write_json(out / f"{stage.name}.json", {**settings, "history": log})
+        write_json(out / f"{stage.name}.json", {**settings, "history": log.history})
+        log.remove()
     return current
 
 
 def _steps(stage: Stage, data: Dataset) -> int:
     return max(1, len(data.x_train) // stage.batch_size)
+
+
+def _batches(
+    model: CompressedModel, stage: Stage, data: Dataset, augment: str | None, seed: int
+) -> EpochBatches:
+    common: dict[str, Any] = {
+        "batch_size": stage.batch_size,
+        "seed": seed,
+        "epoch": _EpochOf(model, _steps(stage, data)),
+    }
+    attack = model.attack
+    if not isinstance(attack, attacks.ATTA):
+        return EpochBatches(data.x_train, data.y_train, augment=augment, **common)
+    if augment is not None and attack.padding != PADDING:
+        raise ValueError(
+            f"`augment={augment!r}` pads images by {PADDING} pixels. Make the attack with "
+            f"`padding={PADDING}`. Received padding={attack.padding}."
+        )
+    return KeyedBatches(
+        data.x_train,
+        data.y_train,
+        attack=attack,
+        flip=augment == "crop_flip",
+        fill=None if augment == "reflect_crop" else 0.0,
+        **common,
+    )
 
 
 class _EpochOf:
@@ -135,55 +158,82 @@ def _run_stage(
     out: Path,
     verbose: Any,
     extra_callbacks: Sequence[keras.callbacks.Callback],
-) -> dict[str, list[float]]:
+) -> _Progress:
     model.compile(
         stage.make_optimizer(_steps(stage, data)),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
     diverged = out / f"{stage.name}.diverged.keras"
-    log = _HistoryFile(out / f"{stage.name}.progress.json")
+    log = _Progress(out, stage.name)
     model.fit(
         batches,
+        initial_epoch=log.resume(model) // len(batches),
         epochs=stage.epochs,
         validation_data=(data.x_validation, data.y_validation) if len(data.x_validation) else None,
         validation_batch_size=250,
         callbacks=[
             callbacks.UpdateCompression(divergence_path=diverged),
-            keras.callbacks.BackupAndRestore(out / f"{stage.name}.backup"),
+            *log.before(model),
             log,
             *extra_callbacks,
         ],
         verbose=verbose,
     )
     if model.diverged:
+        log.remove()
         raise FloatingPointError(
             f"Stage '{stage.name}' diverged. Its last good model is saved at {diverged}. Lower the "
             f"learning rate ({stage.learning_rate}) or the batch size, and run again."
         )
     with written_whole(out / f"{stage.name}.keras") as partial:
         model.save(partial)
-    history = log.history
-    log.path.unlink(missing_ok=True)
-    return history
+    return log
 
 
-class _HistoryFile(keras.callbacks.Callback):
-    """The history of a stage, kept on disk so that a resumed run has all of it."""
+class _Progress(keras.callbacks.Callback):
+    """What an interrupted stage needs to go on: its history, and its state after the last epoch.
 
-    def __init__(self, path: Path):
+    The state, with the number of steps in it, is one file that is written whole: a process killed
+    at any moment leaves no weights of one epoch beside the number of another.
+    """
+
+    def __init__(self, out: Path, name: str):
         super().__init__()
-        self.path = path
+        self._state = out / f"{name}.backup.weights.h5"
+        self._log = out / f"{name}.progress.json"
+        self._perturbations = out / f"{name}.perturbations"
         self.history: dict[str, list[float]] = {}
 
-    def on_train_begin(self, logs: Any = None) -> None:
-        if self.path.exists():
-            self.history = json.loads(self.path.read_text())
+    def resume(self, model: CompressedModel) -> int:
+        """Takes up what is there; returns the number of steps taken."""
+        if not self._state.exists():
+            return 0
+        self.history = json.loads(self._log.read_text())
+        model.optimizer.build(model.trainable_variables)
+        model.load_weights(self._state)
+        return model.step
+
+    def before(self, model: CompressedModel) -> list[keras.callbacks.Callback]:
+        """Returns the callbacks that write what the state is incomplete without."""
+        if not isinstance(model.attack, attacks.ATTA):
+            return []
+        return [callbacks.KeepPerturbations(self._perturbations)]
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         for name, value in (logs or {}).items():
             self.history[name] = [*self.history.get(name, [])[:epoch], float(value)]
-        write_json(self.path, self.history)
+        write_json(self._log, self.history)  # before the state: never shorter than that says
+        partial = self._state.with_name(f"partial.{self._state.name}")
+        self.model.save_weights(partial, overwrite=True)
+        partial.replace(self._state)
+
+    def remove(self) -> None:
+        """Removes its files, when the stage's own are there."""
+        for path in (self._state, self._log):
+            path.unlink(missing_ok=True)
+        if self._perturbations.exists():
+            shutil.rmtree(self._perturbations)
 
 
 def _settings(stage: Stage, attack: Any, objective: Any, *others: Any) -> dict[str, Any]:

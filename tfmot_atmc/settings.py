@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from tfmot_atmc import methods, models, recipes
+from tfmot_atmc import attacks, methods, models, recipes
 from tfmot_atmc.presets import defaults
 from tfmot_atmc.recipes import Stage
 
@@ -27,9 +27,11 @@ class CompressionSettings:
         ratio: nonzeros as a ratio of the dense kernels' parameters, in (0, 1].
         bits: b of ATMC's codebooks, or 32 for none.
         epsilon: radius of the attacks, in input units.
-        attack: name of the training attack.
+        attack: name of the training attack. `"wrm"` has no epsilon: it is then that of the tests
+            alone. `"atta"` takes one step by default, and carries perturbations within each stage.
         steps: its steps, where it takes steps.
-        objective: `"adversarial"` or `"half"`.
+        objective: `"adversarial"`; `"half"`; or `"trades"`, which goes with the attack of that
+            name, and which all stages then minimise that train under attack.
         preset: `"default"`, or `"paper"` for the stages of the authors' code.
         dense_epochs: epochs of the dense start; by default 0 for a `.keras` file.
         epochs: epochs of the pruning stage.
@@ -71,7 +73,7 @@ class CompressionSettings:
             "ratio": known.ratio,
             "bits": known.bits if self.method == "atmc" else 32,
             "epsilon": known.epsilon,
-            "steps": known.steps,
+            "steps": 1 if self.attack.lower() == "atta" else known.steps,
             "dense_epochs": 0 if model not in models.names() else known.dense_epochs,
             "epochs": known.epochs,
             "out": f"atmc_out/{self.dataset}",
@@ -86,6 +88,7 @@ class CompressionSettings:
             raise ValueError(f"`method` must be one of {METHODS}. Received {self.method!r}.")
         if self.method != "atmc" and self.bits != 32:
             raise ValueError(f"`bits` is for the method 'atmc'. Received {self.method!r}.")
+        attacks.class_of(self.attack)  # refuses unknown names
         methods.ATMC(ratio=self.ratio, bits=self.bits or 32)  # refuses values out of range
         if (self.dense_epochs or 0) < 0 or (self.epochs or 0) < 1 or (self.batch_size or 1) < 1:
             raise ValueError(
@@ -106,6 +109,8 @@ class CompressionSettings:
             found += recipes.atmc_stages(ratio, int(self.bits or 32), epochs, self.preset)
         elif self.method != "da":
             found += recipes.baseline_stages(self.method, ratio, epochs, self.preset)
+        if self.objective == "trades":
+            found = [s.with_objective_of_the_run() if s.attack_factor else s for s in found]
         if self.batch_size is not None:
             found = [dataclasses.replace(stage, batch_size=self.batch_size) for stage in found]
         return found

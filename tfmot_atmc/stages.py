@@ -63,12 +63,21 @@ class Stage:
         """Returns the same stage without attacks in training."""
         return dataclasses.replace(self, attack_factor=0, objective=AdversarialLoss(1.0))
 
+    def with_objective_of_the_run(self) -> Stage:
+        """Returns the same stage without an objective of its own."""
+        return dataclasses.replace(self, objective=None)
+
     def make_attack(self, attack: Any) -> attacks.Attack | None:
-        """Returns the run's attack with the number of steps of this stage."""
+        """Returns the run's attack with the number of steps of this stage.
+
+        One that carries something from step to step (`ATTA`) starts each stage without.
+        """
         if not self.attack_factor:
             return None
         attack = attacks.get(attack)
         config = attack.get_config()
+        if isinstance(attack, attacks.ATTA):
+            attack = type(attack).from_config(config)
         if self.attack_factor == 1 or "steps" not in config:
             return attack
         return type(attack).from_config({**config, "steps": self.attack_factor * config["steps"]})

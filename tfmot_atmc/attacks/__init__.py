@@ -15,7 +15,7 @@ from tfmot_atmc.attacks.mifgsm import MIFGSM
 from tfmot_atmc.attacks.outputs import cross_entropy, logits_of, looks_like_probabilities
 from tfmot_atmc.attacks.pgd import BIM, PGD
 from tfmot_atmc.attacks.problem import Problem, fold_in
-from tfmot_atmc.attacks.registry import get, serialize
+from tfmot_atmc.attacks.registry import class_of, get, serialize
 from tfmot_atmc.attacks.square import Square
 from tfmot_atmc.attacks.trades import TRADES
 from tfmot_atmc.attacks.wrm import WRM
@@ -38,6 +38,7 @@ __all__ = [
     "Keyed",
     "Problem",
     "Square",
+    "class_of",
     "cross_entropy",
     "fold_in",
     "get",

@@ -97,6 +97,8 @@ class APGD(Attack):
             raise ValueError(f"`rho` must lie in (0, 1). Received {rho!r}.")
         self.steps, self.restarts, self.eot = int(steps), int(restarts), int(eot)
         self.objective, self.rho = objective, float(rho)
+        # Of a model that is random, two runs differ by more than their steps.
+        self.converges = self.eot == 1
 
     @classmethod
     def _objectives(cls) -> tuple[str, ...]:

@@ -76,6 +76,7 @@ class ATTA(Attack):
     (True, 0.25)
     """
 
+    converges = True
     _without = ("norm", "targeted")
 
     def __init__(

@@ -61,6 +61,9 @@ class Attack:
     needs_gradients = True
     """False for attacks that only look at outputs, and so work on a file or a service."""
 
+    converges = False
+    """True for attacks that take steps, and that more steps bring closer to a maximum."""
+
     _without: tuple[str, ...] = ()
     """Arguments of this class that a subclass does not have."""
 
@@ -182,6 +185,15 @@ class Attack:
         return {name: value for name, value in config.items() if name not in self._without}
 
     @classmethod
+    def takes(cls, argument: str) -> bool:
+        """Returns whether this kind of attack has one of the arguments that most have.
+
+        Args:
+            argument: `"epsilon"`, `"norm"`, `"targeted"`, `"bounds"`, `"seed"` or `"loss"`.
+        """
+        return argument not in cls._without
+
+    @classmethod
     def from_config(cls, config: dict[str, Any]) -> Attack:
         """Returns the attack whose `get_config` gave `config`."""
         return cls(**config)
@@ -193,6 +205,29 @@ class Attack:
             loss: Callable `(y, logits) -> [batch]` to be maximised.
         """
         return type(self).from_config({**self.get_config(), "loss": loss})
+
+    def lengthened(self, times: int) -> Attack | None:
+        """Returns the same attack with so many times the steps, each of the same size.
+
+        Where classes are tried in turn it is one of them, so that a look at it is cheap. None where
+        the attack does not take steps towards a maximum.
+
+        Args:
+            times: Factor, at least 1.
+
+        Example:
+        >>> from tfmot_atmc.attacks import PGD
+        >>> longer = PGD(epsilon=0.4, steps=5).lengthened(2)
+        >>> longer.steps, longer.step_size
+        (10, array(0.1))
+        """
+        if not self.converges:
+            return None
+        config = self.get_config()
+        config["steps"] = times * config["steps"]
+        fixed = {"step_size": plain(getattr(self, "step_size", None)), "unroll": False}
+        fixed["num_targets"] = 1
+        return self.from_config(config | {k: v for k, v in fixed.items() if k in config})
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())

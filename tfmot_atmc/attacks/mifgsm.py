@@ -38,6 +38,8 @@ class MIFGSM(Attack):
     array([[0.25, 0.5 ]], dtype=float32)
     """
 
+    converges = True
+
     def __init__(
         self,
         *,

@@ -64,6 +64,8 @@ class PGD(Attack):
     array([[0.25, 0.5 ]], dtype=float32)
     """
 
+    converges = True
+
     def __init__(
         self,
         *,

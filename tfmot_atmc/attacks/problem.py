@@ -161,6 +161,10 @@ class Problem:
                 x + change * tf.cast(self.column(shrink, change), change.dtype)
                 for x, change in zip(self.x, changes, strict=True)
             ]
+        return self._inside(leaves)
+
+    def _inside(self, leaves: Sequence[tf.Tensor]) -> Leaves:
+        """Returns the nearest point of the box."""
         return [
             tf.maximum(tf.minimum(leaf, high), low)
             for leaf, low, high in zip(leaves, self.lower, self.upper, strict=True)
@@ -287,7 +291,8 @@ class Problem:
                 else self.constant(step_size, leaf)
             )
             moved.append(leaf + size * direction)
-        return self.project(moved)
+        # For l2 what leaves the bounds is cut first, so that it uses up nothing of the radius.
+        return self.project(self._inside(moved) if self.norm == "l2" else moved)
 
     def steepest(self, gradients: Sequence[tf.Tensor]) -> Leaves:
         """Returns the directions of steepest ascent: the sign, or for l2 the unit gradient."""

@@ -17,7 +17,7 @@ from tfmot_atmc.attacks.square import Square
 from tfmot_atmc.attacks.trades import TRADES
 from tfmot_atmc.attacks.wrm import WRM
 
-__all__ = ["get", "serialize"]
+__all__ = ["class_of", "get", "serialize"]
 
 _ATTACKS: dict[str, type[Attack]] = {
     "apgd": APGD,
@@ -63,11 +63,11 @@ def get(identifier: Any, **arguments: Any) -> Attack:
             raise TypeError(f"Arguments {sorted(arguments)} do not apply to an existing attack.")
         return identifier
     if isinstance(identifier, dict) and "class_name" in identifier:
-        return _class(identifier["class_name"]).from_config(
+        return class_of(identifier["class_name"]).from_config(
             {**identifier.get("config", {}), **arguments}
         )
     if isinstance(identifier, str):
-        return _class(identifier)(**arguments)
+        return class_of(identifier)(**arguments)
     raise TypeError(
         "An attack must be an Attack, a name or a dict with 'class_name' and 'config'. "
         f"Received {identifier!r}."
@@ -89,7 +89,19 @@ def serialize(attack: Attack) -> dict[str, Any]:
     return {"class_name": type(attack).__name__, "config": config}
 
 
-def _class(name: str) -> type[Attack]:
+def class_of(name: str) -> type[Attack]:
+    """Returns the class of an attack from its name, in any case.
+
+    Args:
+        name: A name such as `"pgd"`.
+
+    Raises:
+        ValueError: the name is unknown.
+
+    Example:
+    >>> class_of("wrm").takes("epsilon"), class_of("pgd").takes("epsilon")
+    (False, True)
+    """
     if name.lower() not in _ATTACKS:
         raise ValueError(f"Unknown attack {name!r}. Known: {', '.join(sorted(_ATTACKS))}.")
     return _ATTACKS[name.lower()]

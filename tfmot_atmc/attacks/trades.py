@@ -36,6 +36,7 @@ class TRADES(Attack):
         ICML 2019, algorithm 1.
     """
 
+    converges = True
     _without = ("targeted", "loss")
 
     def __init__(

@@ -37,6 +37,7 @@ class WRM(Attack):
     array([[0.442, 0.5  ]], dtype=float32)
     """
 
+    converges = True
     _without = ("epsilon", "norm", "targeted")
 
     def __init__(self, *, gamma: float = 1.3, steps: int = 7, **kwargs: Any) -> None:

@@ -36,9 +36,13 @@ def _define(values: flags.FlagValues) -> None:
     define_number("ratio", "Nonzeros per dense kernel parameter, in (0, 1]. [by dataset]", values)
     whole("bits", "Bits of ATMC's codebooks, 32 for none. [by dataset]")
     define_number("epsilon", "Radius of the attacks in input units: 8/255. [by dataset]", values)
-    text("attack", "pgd", "Training attack: pgd, fgsm.")
+    text("attack", "pgd", "Training attack: pgd, fgsm, rfgsm, atta, wrm, trades, mifgsm, ...")
     whole("steps", "Steps of the training attack. [by dataset]")
-    choice("objective", ("adversarial", "half"), "Loss on attacked inputs, or half on clean ones.")
+    choice(
+        "objective",
+        ("adversarial", "half", "trades"),
+        "Loss on attacked inputs; half on clean ones; or that of TRADES, for --attack=trades.",
+    )
     choice("preset", PRESETS, "Stages of training; paper follows the authors' code.")
     whole("dense_epochs", "Epochs of the dense start; 0 for a .keras file. [by dataset]", least=0)
     whole("epochs", "Epochs of the pruning stage. [by dataset]")

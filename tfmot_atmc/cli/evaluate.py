@@ -10,8 +10,20 @@ from absl import flags
 from rich.console import Console
 
 from tfmot_atmc import datasets
-from tfmot_atmc.cli.command import Command, define_number, demonstration_file
-from tfmot_atmc.evaluation import AdversarialSet, evaluate_robustness, plot_examples
+from tfmot_atmc.attacks import Attack
+from tfmot_atmc.cli.command import (
+    Command,
+    NumberParser,
+    define_number,
+    demonstration_file,
+    print_table,
+)
+from tfmot_atmc.evaluation import (
+    AdversarialSet,
+    evaluate_robustness,
+    plot_examples,
+    robustness_curve,
+)
 from tfmot_atmc.figures import save_figure
 from tfmot_atmc.pipeline import load_keras, make_attack, standard_attacks
 from tfmot_atmc.presets import defaults
@@ -19,6 +31,9 @@ from tfmot_atmc.presets import defaults
 __all__ = ["COMMAND"]
 
 _DRAWN_FROM = 32
+# Where a curve is measured unless told: in radii of the dataset, or in steps or queries.
+_RADII = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
+_STEPS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -40,13 +55,24 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("seed", 0, "Seed of the attacks.", lower_bound=0, **at)
     flags.DEFINE_bool("checks", True, "Look for signs of fake robustness.", **at)
     flags.DEFINE_string("state", None, "File from which a stopped run goes on.", **at)
-    flags.DEFINE_string("out", None, "JSON file for the report.", **at)
-    flags.DEFINE_string("picture", None, "PNG of some examples under the first attack.", **at)
+    flags.DEFINE_enum(
+        "curve",
+        None,
+        ["epsilon", "steps"],
+        "Measure one attack at several radii, or at several numbers of steps (or queries).",
+        **at,
+    )
+    flags.DEFINE_list("values", [], "Where: 0.1,0.2 or 4/255,8/255. [six values]", **at)
+    flags.DEFINE_string("out", None, "JSON file for the report or the curve.", **at)
+    flags.DEFINE_string(
+        "picture", None, "PNG of the curve, or of examples under the first attack.", **at
+    )
 
 
 def _run(values: flags.FlagValues, operands: list[str], console: Console) -> None:
     if values.steps is not None and not values.attack:
         raise ValueError("--steps is for --attack: add --attack pgd.")
+    _check_curve(values)
     name = operands[0] if operands else demonstration_file("final.keras", console)
     target = _target(name)
     source = None if values.source is None else load_keras(values.source)
@@ -55,6 +81,10 @@ def _run(values: flags.FlagValues, operands: list[str], console: Console) -> Non
     blind = target == name and source is None  # a file, attacked by its outputs alone
     names = values.attack or (["square"] if blind else [])
     found: Any = [make_attack(attack, epsilon, values.steps) for attack in names]
+    if values.curve is not None:
+        attack = found[0] if found else make_attack("pgd", epsilon, values.steps)
+        _show_curve(values, target, source, data, attack, console)
+        return
     report = evaluate_robustness(
         target,
         (data.x_test, data.y_test),
@@ -80,6 +110,69 @@ def _run(values: flags.FlagValues, operands: list[str], console: Console) -> Non
             seed=values.seed,
         )
         save_figure(plot_examples(made, target), values.picture)
+
+
+def _check_curve(values: flags.FlagValues) -> None:
+    if values.curve is None and values.values:
+        raise ValueError("--values is for --curve: add --curve epsilon or --curve steps.")
+    if values.curve is None:
+        return
+    if len(values.attack) > 1:
+        raise ValueError(f"A curve is of one --attack. Received {','.join(values.attack)}.")
+    if values.state is not None:
+        raise ValueError("--state is for an evaluation, not for a --curve.")
+    if values.curve == "steps" and values.steps is not None:
+        raise ValueError("--curve steps takes its numbers of steps from --values, not --steps.")
+
+
+def _show_curve(
+    values: flags.FlagValues,
+    target: Any,
+    source: Any,
+    data: datasets.Dataset,
+    attack: Attack,
+    console: Console,
+) -> None:
+    """Measures a curve, prints it, and writes it where asked."""
+    given: list[float] = [NumberParser().parse(value) for value in values.values]
+    if values.curve == "epsilon":
+        if "epsilon" not in attack.get_config():
+            raise ValueError(f"{type(attack).__name__} has no epsilon to vary.")
+        radius = float(attack.epsilon)
+        where: dict[str, Any] = {"epsilons": given or [share * radius for share in _RADII]}
+    else:
+        if not all(value.is_integer() and value >= 1 for value in given):
+            raise ValueError(f"--curve steps needs whole --values of at least 1. Received {given}.")
+        where = {"steps": given or _STEPS}
+    curve = robustness_curve(
+        target,
+        (data.x_test, data.y_test),
+        attack=attack,
+        source=source,
+        batch_size=values.batch_size,
+        seed=values.seed,
+        checks=values.checks,
+        verbose=int(console.is_terminal),
+        **where,
+    )
+    rows = [
+        (f"{value:g}", f"{accuracy:.2%}", f"{low:.2%} - {high:.2%}")
+        for value, accuracy, (low, high) in zip(
+            curve.values, curve.accuracies, curve.intervals, strict=True
+        )
+    ]
+    made = f", made on {curve.source}" if curve.source else ""
+    title = (
+        f"{curve.target} under {curve.attack}{made}: {curve.n} examples, "
+        f"clean {curve.clean_accuracy:.2%}"
+    )
+    print_table(console, title, (curve.over, "right", "95% interval"), rows)
+    for warning in curve.warnings:
+        console.print(f"Warning: {warning}", highlight=False, markup=False)
+    if values.out is not None:
+        curve.save(values.out)
+    if values.picture is not None:
+        save_figure(curve.plot(), values.picture)
 
 
 def _target(name: str) -> Any:

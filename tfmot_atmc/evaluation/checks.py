@@ -16,6 +16,7 @@ from tfmot_atmc.evaluation.targets import Target
 __all__ = [
     "BEFORE",
     "Sample",
+    "beyond_gradients",
     "black_box_stronger",
     "probabilities",
     "random_outputs",
@@ -130,11 +131,25 @@ def run_checks(sample: Sample, attacks: dict[str, Attack]) -> dict[str, str]:
     if sample.source is None or not white:
         return found
     found["unbounded attacks succeed"] = unbounded(sample, white[0][1]) or "passed"
-    stepped = [(name, a) for name, a in white if type(a).__name__ in ("PGD", "BIM")]
-    if stepped:
-        name, attack = max(stepped, key=lambda pair: getattr(pair[1], "steps", 0))
-        found["attacks take enough steps"] = steps_too_few(sample, name, attack) or "passed"
+    longest: dict[type, tuple[str, Attack]] = {}
+    for name, attack in white:
+        kept = longest.get(_family(attack))
+        if attack.converges and (kept is None or _steps(attack) > _steps(kept[1])):
+            longest[_family(attack)] = name, attack
+    if longest:
+        said = [steps_too_few(sample, name, attack) for name, attack in longest.values()]
+        found["attacks take enough steps"] = " ".join(filter(None, said)) or "passed"
     return found
+
+
+def _family(attack: Attack) -> type:
+    """Returns the class of which the attack's is a variant: PGD for BIM, APGD for APGDT."""
+    lineage = type(attack).__mro__
+    return lineage[lineage.index(Attack) - 1]
+
+
+def _steps(attack: Attack) -> int:
+    return int(getattr(attack, "steps", 0))
 
 
 def unbounded(sample: Sample, attack: Attack) -> str | None:
@@ -144,7 +159,7 @@ def unbounded(sample: Sample, attack: Attack) -> str | None:
         return None
     reach = float(np.max(high - low))
     strong = PGD(epsilon=reach, steps=20, step_size=reach / 8, bounds=attack.bounds, unroll=False)
-    accuracy, _ = _under(sample, strong)
+    accuracy = float(_under(sample, strong)[0].mean())
     chance = 1.0 / sample.logits.shape[1] if sample.logits is not None else 0.5
     if accuracy <= chance + 0.1:
         return None
@@ -156,46 +171,73 @@ def unbounded(sample: Sample, attack: Attack) -> str | None:
 
 
 def steps_too_few(sample: Sample, name: str, attack: Attack) -> str | None:
-    """Flags an attack whose loss still rises when it takes twice the steps."""
-    if not sample.right.any() or not attack.epsilon.any():
+    """Flags an attack that breaks more, or whose loss still rises, when it takes twice the steps.
+
+    The loss is the cross-entropy on what neither run breaks: some attacks end where they succeed.
+    """
+    runs = [attack.lengthened(times) for times in (1, 2)]
+    if not sample.right.any() or not attack.epsilon.any() or None in runs:
         return None
-    config = attack.get_config()
-    config |= {"step_size": np.asarray(attack.step_size).tolist(), "unroll": False}  # type: ignore[attr-defined]
-    once, before = _under(sample, type(attack).from_config(config))
-    twice, after = _under(sample, type(attack).from_config(config | {"steps": 2 * config["steps"]}))
-    few = 1.5 / max(int(sample.right.sum()), 1)
+    (right, loss), (still, higher) = (_under(sample, run) for run in runs if run is not None)
+    both, once, twice = right & still, float(right.mean()), float(still.mean())
+    before, after = (float(values[both].mean()) if both.any() else 0.0 for values in (loss, higher))
+    few = 1.5 / len(right)
     if not once or (after <= 1.1 * before + 0.05 and once - twice <= few):
         return None  # nothing is left to break, or more steps do not break more
     return (
-        f"{name} has not converged: with twice the steps the loss rises from {before:.3g} to "
-        f"{after:.3g} and the accuracy goes from {once:.0%} to {twice:.0%} on "
-        f"{int(sample.right.sum())} examples. Give it more steps."
+        f"{name} has not converged: with twice the steps the accuracy goes from {once:.0%} to "
+        f"{twice:.0%} on {len(right)} examples, and the loss of those that stay right from "
+        f"{before:.3g} to {after:.3g}. Give it more steps."
     )
 
 
-def black_box_stronger(broken: dict[str, int], attacks: dict[str, Attack], n: int) -> str | None:
-    """Flags attacks without gradients that broke what attacks with gradients had left.
+def beyond_gradients(
+    broken: dict[str, np.ndarray], attacks: dict[str, Attack], drop_broken: bool
+) -> dict[str, np.ndarray]:
+    """Returns what each attack without gradients broke and no attack with gradients did.
 
     Args:
-        broken: Examples that each attack broke of those left to it, by its name, in order.
+        broken: Which examples of a batch each attack broke, bool `[batch]`, by its name, in order.
         attacks: The attacks by name.
-        n: Number of all examples.
+        drop_broken: Broken examples are withheld from later attacks, so that only the attacks
+            before one can be compared with it.
     """
-    white = False
-    for name, attack in attacks.items():
-        if attack.needs_gradients:
-            white = True
-        elif white and broken[name] > _BLACK_BOX * n:
+    found: dict[str, np.ndarray] = {}
+    for position, (name, attack) in enumerate(attacks.items()):
+        rivals = list(attacks.items())[: position if drop_broken else None]
+        white = [broken[rival] for rival, other in rivals if other.needs_gradients]
+        if not attack.needs_gradients and white:
+            found[name] = broken[name] & ~np.any(white, axis=0)
+    return found
+
+
+def black_box_stronger(beyond: dict[str, int], n: int, source: str | None = None) -> str | None:
+    """Flags attacks without gradients that broke what attacks with gradients did not.
+
+    Args:
+        beyond: Number of such examples by the attack's name.
+        n: Number of all examples.
+        source: Name of the model on which the attacks with gradients were made; None if that is
+            the target itself.
+    """
+    for name, count in beyond.items():
+        if count <= _BLACK_BOX * n:
+            continue
+        broke = f"{name}, which sees outputs only, broke {count} examples that the attacks "
+        if source is None:
             return (
-                f"{name}, which sees outputs only, broke {broken[name]} examples that the attacks "
-                "with gradients before it had left: gradients mislead, so figures of those "
-                "attacks alone are overstated."
+                f"{broke}with gradients did not: gradients mislead, so figures of those attacks "
+                "alone are overstated."
             )
+        return (
+            f"{broke}transferred from {source} did not: the two differ there, or its gradients "
+            "mislead. Figures of the transferred attacks alone are overstated."
+        )
     return None
 
 
-def _under(sample: Sample, attack: Attack) -> tuple[float, float]:
-    """Returns the source's accuracy and mean loss on its right examples, attacked."""
+def _under(sample: Sample, attack: Attack) -> tuple[np.ndarray, np.ndarray]:
+    """Returns where the source stays right on its right examples, attacked, and their losses."""
     rows = np.flatnonzero(sample.right)
     x = tf.nest.map_structure(lambda leaf: leaf[rows], sample.x)
     y = sample.y[rows]
@@ -203,7 +245,7 @@ def _under(sample: Sample, attack: Attack) -> tuple[float, float]:
     adversarial = attack(model, x, y)
     logits = logits_function(model)(adversarial)
     loss = cross_entropy(tf.convert_to_tensor(y), logits)
-    return float(np.mean(np.argmax(logits, axis=1) == y)), float(tf.reduce_mean(loss))
+    return np.argmax(logits, axis=1) == y, np.asarray(loss)
 
 
 def _look(
