@@ -41,7 +41,7 @@ WORK = flags.DEFINE_string("work", "adversarial_training", "Folder for checkpoin
 OUT = flags.DEFINE_string("out", "benchmarks/results/adversarial_training", "Folder for results.")
 EPOCHS = flags.DEFINE_integer("epochs", 6, "Epochs of each run.")
 TEST = flags.DEFINE_integer("test", 2000, "Test images attacked.")
-ONLY = flags.DEFINE_list("only", [], "Only these runs (pgd3, atta, fastat, fgsm, wrm, trades).")
+ONLY = flags.DEFINE_list("only", [], "Only these runs (pgd3, atta, fastat, fastat2, ...).")
 THREADS = flags.DEFINE_integer("threads", 0, "Threads of this process; 0 for all cores.")
 LIMIT = flags.DEFINE_integer("limit", None, "Examples of each split, to try the script out.")
 
@@ -55,6 +55,11 @@ WAYS: dict[str, Way] = {
         "adversarial",
     ),
     "fastat": ("R-FGSM (FastAT)", lambda n: atmc.attacks.RFGSM(epsilon=EPSILON), "adversarial"),
+    "fastat2": (
+        "R-FGSM, step 2 eps",
+        lambda n: atmc.attacks.RFGSM(epsilon=EPSILON, step_size=2 * EPSILON),
+        "adversarial",
+    ),
     "fgsm": ("FGSM", lambda n: atmc.attacks.FGSM(epsilon=EPSILON), "adversarial"),
     "wrm": ("WRM", lambda n: atmc.attacks.get("wrm"), "adversarial"),
     "trades": (

@@ -33,6 +33,7 @@ DENSE = flags.DEFINE_string("dense", None, "A trained dense model, .keras. [trai
 EPOCHS = flags.DEFINE_integer("epochs", None, "Epochs of pruning. [the dataset's default]")
 WORK = flags.DEFINE_string("work", "budgets", "Folder for checkpoints and files.")
 OUT = flags.DEFINE_string("out", "benchmarks/results/budgets", "Folder for results.")
+LIMIT = flags.DEFINE_integer("limit", None, "Training images. [all]")
 TEST = flags.DEFINE_integer("test", 1000, "Test images.")
 THREADS = flags.DEFINE_integer("threads", 0, "Threads of this process; 0 for all cores.")
 
@@ -86,7 +87,9 @@ def main(_: list[str]) -> None:
         tf.config.threading.set_intra_op_parallelism_threads(THREADS.value)
         tf.config.threading.set_inter_op_parallelism_threads(1)
     known = defaults(DATASET.value)
-    data = atmc.datasets.load(DATASET.value, validation_fraction=known.validation_fraction)
+    data = atmc.datasets.load(
+        DATASET.value, validation_fraction=known.validation_fraction, limit=LIMIT.value
+    )
     attack = atmc.attacks.PGD(epsilon=known.epsilon, steps=known.steps)
     common: dict[str, Any] = {"attack": attack, "augment": known.augment, "verbose": 2}
     folder = Path(WORK.value) / DATASET.value
