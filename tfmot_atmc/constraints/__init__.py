@@ -7,6 +7,7 @@ constraints on the same factors act together inside one train step.
 
 from tfmot_atmc.constraints.base import Constraint, Factor
 from tfmot_atmc.constraints.codebook import Codebook
+from tfmot_atmc.constraints.layerwise import LayerwiseSparsity, sparsity
 from tfmot_atmc.constraints.rank import GlobalRank
 from tfmot_atmc.constraints.schedules import (
     BudgetSchedule,
@@ -29,6 +30,8 @@ __all__ = [
     "GlobalRank",
     "GlobalSparsity",
     "GradientGrowth",
+    "LayerwiseSparsity",
     "PruningScheduleBudget",
     "get_schedule",
+    "sparsity",
 ]

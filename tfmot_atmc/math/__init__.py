@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Projections, codebooks and size accounting in plain TensorFlow and NumPy."""
 
+from tfmot_atmc.math.allocation import allocate_budget
 from tfmot_atmc.math.clustering import ZeroKMeans, assign_to_codebook, zero_kmeans
 from tfmot_atmc.math.optimal import optimal_zero_kmeans
 from tfmot_atmc.math.projection import l0_masks, project_l0
@@ -17,6 +18,7 @@ __all__ = [
     "MatrixSize",
     "ModelSize",
     "ZeroKMeans",
+    "allocate_budget",
     "assign_to_codebook",
     "entropy_bits",
     "l0_masks",

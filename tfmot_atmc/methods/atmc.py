@@ -8,9 +8,9 @@ from typing import Any
 from tfmot_atmc.constraints import (
     Codebook,
     Constraint,
-    GlobalSparsity,
     GradientGrowth,
     get_schedule,
+    sparsity,
 )
 from tfmot_atmc.kernels import FactorizedKernel, Kernel, PlainKernel
 from tfmot_atmc.methods.base import Method
@@ -37,6 +37,8 @@ class ATMC(Method):
         rho: weight of the ADMM penalty.
         interval: steps between two ADMM updates.
         grid: None, or n to confine the codebooks to integers in [-n, n] times one scale.
+        layer_exponent: None for one budget over all layers; p in [0, 1] for a budget of its own in
+            each layer, in proportion to the p-th power of its size.
 
     Raises:
         ValueError: if a value is out of range.
@@ -62,22 +64,24 @@ class ATMC(Method):
         rho: float = 0.1,
         interval: int = 10,
         grid: int | None = None,
+        layer_exponent: float | None = None,
     ):
         self.ratio, self.k, self.bits = ratio, k, bits
         self.schedule = get_schedule(schedule)
         self.growth = growth
         self.algorithm, self.codebook_begin = algorithm, codebook_begin
         self.rho, self.interval, self.grid = rho, interval, grid
+        self.layer_exponent = layer_exponent
         self.constraints()  # refuses values out of range now, not at the first step
 
     def kernel_for(self, factorizable: bool) -> Kernel:
         return FactorizedKernel() if factorizable else PlainKernel()
 
     def constraints(self) -> list[Constraint]:
-        sparsity = GlobalSparsity(self.ratio, self.k, self.schedule, self.growth)
+        budget = sparsity(self.ratio, self.k, self.schedule, self.growth, self.layer_exponent)
         if self.bits == 32:
-            return [sparsity]
+            return [budget]
         codebook = Codebook(
             self.bits, self.algorithm, self.codebook_begin, self.rho, self.interval, self.grid
         )
-        return [codebook, sparsity]
+        return [codebook, budget]

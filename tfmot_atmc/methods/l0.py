@@ -8,9 +8,9 @@ from typing import Any
 from tfmot_atmc.constraints import (
     Codebook,
     Constraint,
-    GlobalSparsity,
     GradientGrowth,
     get_schedule,
+    sparsity,
 )
 from tfmot_atmc.methods.base import Method
 
@@ -27,6 +27,8 @@ class AL0(Method):
         growth: None, or a `GradientGrowth`.
         codebook_begin: step (int) or fraction of the planned steps (float) at which the codebook
             starts to act.
+        layer_exponent: None for one budget over all layers; p in [0, 1] for a budget of its own in
+            each layer, in proportion to the p-th power of its size.
 
     Source: "A-l0" in Gui et al., NeurIPS 2019, section 4.1.
     """
@@ -39,15 +41,17 @@ class AL0(Method):
         schedule: Any = "cubic",
         growth: GradientGrowth | None = None,
         codebook_begin: int | float = 0.75,
+        layer_exponent: float | None = None,
     ):
         self.ratio, self.k, self.bits = ratio, k, bits
         self.schedule = get_schedule(schedule)
         self.growth = growth
         self.codebook_begin = codebook_begin
+        self.layer_exponent = layer_exponent
         self.constraints()
 
     def constraints(self) -> list[Constraint]:
-        sparsity = GlobalSparsity(self.ratio, self.k, self.schedule, self.growth)
+        budget = sparsity(self.ratio, self.k, self.schedule, self.growth, self.layer_exponent)
         if self.bits in (None, 32):
-            return [sparsity]
-        return [Codebook(self.bits, begin=self.codebook_begin), sparsity]
+            return [budget]
+        return [Codebook(self.bits, begin=self.codebook_begin), budget]

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A budget of nonzeros for each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfmot_atmc.constraints.base import AddWeight, Constraint, Factor
+from tfmot_atmc.constraints.sparsity import GlobalSparsity, GradientGrowth
+from tfmot_atmc.math import allocate_budget, project_l0
+
+__all__ = ["LayerwiseSparsity", "sparsity"]
+
+
+class LayerwiseSparsity(GlobalSparsity):
+    """At most m_i nonzeros in the factors of layer i, where the m_i add up to k.
+
+    The budgets are in proportion to a power of the layers' sizes; while the schedule's budget is
+    above k, each layer's is as far above m_i.
+
+    Args:
+        ratio: as for `GlobalSparsity`.
+        k: as for `GlobalSparsity`.
+        schedule: as for `GlobalSparsity`.
+        exponent: p in [0, 1] of `math.allocate_budget`: with 1 every layer keeps the same ratio,
+            with 0 the same number of nonzeros.
+
+    Raises:
+        ValueError: as `GlobalSparsity`, or if `exponent` is out of range.
+
+    Source: as `math.allocate_budget`.
+    """
+
+    def __init__(
+        self,
+        ratio: float | None = None,
+        k: int | None = None,
+        schedule: Any = "constant",
+        exponent: float = 0.1,
+    ):
+        super().__init__(ratio, k, schedule)
+        allocate_budget([1], 1, exponent)  # refuses an exponent out of range now
+        self.exponent = exponent
+
+    def build(self, factors: Sequence[Factor], dense_size: int, add_weight: AddWeight) -> None:
+        super().build(factors, dense_size, add_weight)
+        layers: dict[str, list[int]] = {}
+        for index, factor in enumerate(self._factors):
+            layers.setdefault(factor.name.rpartition(":")[0], []).append(index)
+        sizes = [int(np.prod(f.variable.shape)) for f in self._factors]
+        self._layers = list(layers.values())
+        self._entries = [sum(sizes[i] for i in members) for members in self._layers]
+        kernels = [sizes[members[0]] for members in self._layers]  # the main factor comes first
+        self._budgets = allocate_budget(kernels, self.budget, self.exponent)
+        self._names = list(layers)
+
+    def _top(self, scores: Sequence[tf.Tensor], k: Any, compiled: bool = False) -> list[tf.Tensor]:
+        total, own = sum(self._entries), sum(self._budgets)
+        above = tf.cast(k, tf.float64) - own
+        above = tf.clip_by_value(above / max(1, total - own), 0.0, 1.0)
+        masks: dict[int, tf.Tensor] = {}
+        for members, entries, budget in zip(
+            self._layers, self._entries, self._budgets, strict=True
+        ):
+            count = budget + tf.cast(tf.floor(above * (entries - budget)), tf.int32)
+            found = super()._top([scores[i] for i in members], count, compiled)
+            masks.update(zip(members, found, strict=True))
+        return [masks[i] for i in range(len(scores))]
+
+    def finalized(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+        final = list(values)
+        for members, budget in zip(self._layers, self._budgets, strict=True):
+            projected = project_l0([tf.constant(values[i]) for i in members], budget)
+            for index, value in zip(members, projected, strict=True):
+                final[index] = value.numpy()
+        return final
+
+    def violation(self, values: Sequence[np.ndarray]) -> str | None:
+        for name, members, budget in zip(self._names, self._layers, self._budgets, strict=True):
+            nonzeros = sum(int(np.count_nonzero(values[i])) for i in members)
+            if nonzeros > budget:
+                return f"{nonzeros} nonzeros in {name}, budget {budget}"
+        return None
+
+
+def sparsity(
+    ratio: float | None,
+    k: int | None,
+    schedule: Any,
+    growth: GradientGrowth | None,
+    layer_exponent: float | None,
+) -> Constraint:
+    """Returns the constraint of one global budget, or of one budget a layer.
+
+    Args:
+        ratio: as for `GlobalSparsity`.
+        k: as for `GlobalSparsity`.
+        schedule: as for `GlobalSparsity`.
+        growth: as for `GlobalSparsity`; with a budget a layer it must be None.
+        layer_exponent: None for one global budget, or the `exponent` of `LayerwiseSparsity`.
+
+    Raises:
+        ValueError: if a value is out of range, or growth is asked for with a budget a layer.
+    """
+    if layer_exponent is None:
+        return GlobalSparsity(ratio, k, schedule, growth)
+    if growth is not None:
+        raise ValueError(
+            "`growth` moves the support between layers and needs one global budget. Give either "
+            "`growth` or `layer_exponent`."
+        )
+    return LayerwiseSparsity(ratio, k, schedule, layer_exponent)
