@@ -124,6 +124,22 @@ def test_ranks_are_chosen_over_all_layers_by_singular_value_within_the_budget(di
         compress(keras.models.clone_model(model), ALR(ratio=0.5))
 
 
+def test_relative_ranks_do_not_starve_kernels_of_small_values():
+    def ranks(**options):
+        model = keras.Sequential(
+            [keras.Input((4,)), layers.Dense(4, use_bias=False), layers.Dense(4, use_bias=False)]
+        )
+        for variable, diagonal in zip(model.weights, ([5.0, 2.5, 1, 1], [3, 2, 1, 1]), strict=True):
+            variable.assign(np.diag(diagonal))
+        return compress(model, ALR(ratio=0.75, **options)).constraints[0].ranks
+
+    # 24 parameters are three components of 8: the third is 2.5 of the first kernel by its value,
+    # and 2 of the second, two thirds of its largest, against one half.
+    assert ranks() == [2, 1]
+    assert ranks(relative=True) == [1, 2]
+    assert ALR.from_config(ALR(0.5, relative=True).get_config()).relative
+
+
 def test_ranks_stay_through_training_saving_and_stripping(digits, tmp_path):
     small = compress(perceptron(), ALR(ratio=0.4), attack=FGSM(epsilon=0.1))
     ranks = small.constraints[0].ranks

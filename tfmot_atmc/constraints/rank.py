@@ -22,6 +22,8 @@ class GlobalRank(Constraint):
 
     Args:
         ratio: parameters of the factors as a ratio of the dense kernels' parameters, in (0, 1].
+        relative: compare singular values as parts of their kernel's largest. The paper's rule does
+            not, and leaves small kernels at rank 1 where one large kernel has the larger values.
 
     Raises:
         ValueError: if `ratio` is out of range, or too small for one component a kernel (when the
@@ -31,16 +33,18 @@ class GlobalRank(Constraint):
         of singular values.
     """
 
-    def __init__(self, ratio: float):
+    def __init__(self, ratio: float, relative: bool = False):
         if not 0 < ratio <= 1:
             raise ValueError(f"`ratio` must lie in (0, 1]. Received {ratio!r}.")
-        self.ratio = ratio
+        self.ratio, self.relative = ratio, relative
 
     def build(self, factors: Sequence[Factor], dense_size: int, add_weight: AddWeight) -> None:
         self.budget = exact_budget(round(self.ratio, 9), dense_size)
         pairs = _pairs(factors)
         self._pairs = [(factors.index(a), factors.index(b)) for a, b in pairs]
         values = [_singular_values(a.variable.numpy(), b.variable.numpy()) for a, b in pairs]
+        if self.relative:
+            values = [column / max(column[0], np.finfo(np.float64).tiny) for column in values]
         costs = [_cost(tuple(a.variable.shape)) for a, _ in pairs]
         ranks = self._choose(values, costs)
         self._ranks = [

@@ -18,20 +18,28 @@ class ALR(Method):
         bits: None, or b for a codebook of 2^b values a factor.
         codebook_begin: step (int) or fraction of the planned steps (float) at which the codebook
             starts to act.
+        relative: compare singular values as parts of their kernel's largest, and not as they are,
+            as the paper does.
 
     Source: "ALR" in Gui et al., NeurIPS 2019, section 4.1.
     """
 
-    def __init__(self, ratio: float, bits: int | None = None, codebook_begin: int | float = 0.75):
+    def __init__(
+        self,
+        ratio: float,
+        bits: int | None = None,
+        codebook_begin: int | float = 0.75,
+        relative: bool = False,
+    ):
         self.ratio, self.bits = ratio, bits
-        self.codebook_begin = codebook_begin
+        self.codebook_begin, self.relative = codebook_begin, relative
         self.constraints()
 
     def kernel_for(self, factorizable: bool) -> Kernel:
         return LowRankKernel() if factorizable else PlainKernel()
 
     def constraints(self) -> list[Constraint]:
-        rank = GlobalRank(self.ratio)
+        rank = GlobalRank(self.ratio, self.relative)
         if self.bits in (None, 32):
             return [rank]
         return [Codebook(self.bits, begin=self.codebook_begin), rank]
