@@ -179,7 +179,9 @@ def test_commands_without_a_file_use_the_digits_network(done, capsys, monkeypatc
     assert "atmc_out/digits/final.keras" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["compress", "evaluate", "export", "inspect"])
+@pytest.mark.parametrize(
+    "command", ["compress", "evaluate", "export", "inspect", "quantize", "study"]
+)
 def test_every_command_tells_its_flags(command, capsys):
     assert cli.main([command, "--help"]) == 0
     text = capsys.readouterr().out

@@ -148,11 +148,13 @@ class FittedModel:
         model: The plain model that was exported.
         report: The report of its export.
         channels: Output channels kept by layer, where channels were removed that had an influence.
+        removed: How many were removed there.
     """
 
     model: keras.Model
     report: ExportReport
     channels: dict[str, int]
+    removed: dict[str, int]
 
 
 def fit_to_bytes(
@@ -192,7 +194,7 @@ def fit_to_bytes(
     arguments = {"values": values, "inputs": inputs, **options}
     try:
         report = export_tflite(slimmed, path, max_bytes=limit, **arguments)
-        return FittedModel(slimmed, report, {})
+        return FittedModel(slimmed, report, {}, {})
     except TooLargeError:
         if not is_graph(model):
             raise
@@ -215,7 +217,8 @@ def fit_to_bytes(
         trial = trim_channels(slimmed, inputs, kept, influence=influence)
         try:
             report = export_tflite(trial, path, max_bytes=limit, **arguments)
-            return FittedModel(trial, report, kept)
+            counts = {name: order[:removed].count(name) for name in kept}
+            return FittedModel(trial, report, kept, counts)
         except TooLargeError:
             continue
     raise TooLargeError(

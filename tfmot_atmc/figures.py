@@ -40,7 +40,7 @@ def results_figure(results: dict[str, Any]) -> Figure:
         },
     )
     accuracy.set_title(f"Accuracy, epsilon {settings['epsilon']:.3g}")
-    _size_bars(sizes, results["bytes"])
+    _size_bars(sizes, results["bytes"], results.get("budget"))
     _layer_bars(figure.add_subplot(grid[1, :]), results["compression"])
     figure.suptitle(
         f"{settings['method'].upper()} on {settings['dataset']}, {settings['bits']} bits, "
@@ -78,13 +78,15 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
         figure.savefig(partial, dpi=120)
 
 
-def _size_bars(axes: Any, found: dict[str, int]) -> None:
+def _size_bars(axes: Any, found: dict[str, int], budget: dict[str, Any] | None) -> None:
     names = {
         "dense_kernels": "dense kernels",
         "dense_tflite": "dense .tflite",
         "tflite": ".tflite",
         "paper": "paper's metric",
     }
+    if budget is not None:
+        names["tflite"] += f", at most {budget['max_bytes'] / 1024:.4g} KiB"
     values = [found[name] / 1024 for name in names]
     colors = ["#c9c9c9", "#c9c9c9", "#5b7f95", "#5b7f95"]
     bars = axes.barh(list(names.values()), values, color=colors)

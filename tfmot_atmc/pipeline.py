@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
+import tensorflow as tf
 
 from tfmot_atmc import attacks, datasets, models, recipes
 from tfmot_atmc.attacks import Attack
+from tfmot_atmc.budget import BudgetPlan, FittedModel, fit_to_bytes, plan_budget
 from tfmot_atmc.compression import strip_compression
 from tfmot_atmc.datasets import Dataset
 from tfmot_atmc.evaluation import evaluate_robustness
 from tfmot_atmc.export import export_tflite
 from tfmot_atmc.figures import results_figure, save_figure
 from tfmot_atmc.files import write_json
+from tfmot_atmc.forms import deploy
 from tfmot_atmc.presets import defaults
 from tfmot_atmc.settings import CompressionSettings
 from tfmot_atmc.training import CompressedModel
@@ -50,7 +54,12 @@ def run_compression(
     """Trains, compresses, strips, evaluates and exports; interrupted, it goes on when called again.
 
     Writes into `settings.out`: `<stage>.keras` and `<stage>.json` for each stage, `final.keras`
-    (plain Keras), `model.tflite`, `dense.tflite`, `results.json` and `results.png`.
+    (plain Keras, the twin of `model.tflite`), `model.tflite`, `dense.tflite`, `results.json` and
+    `results.png`.
+
+    With `settings.max_bytes` the ratio is planned before training, and `model.tflite` is held to
+    that size: its values have 8 bits, and its least influential channels go where they must. Then
+    `"compressed"` in the results is the model with them, and `"tflite"` the file without.
 
     Args:
         settings: what to do.
@@ -62,7 +71,8 @@ def run_compression(
         What `results.json` holds.
 
     Raises:
-        ValueError: for settings that do not fit, also those of an older run in the same folder.
+        ValueError: for settings that do not fit, also those of an older run in the same folder; if
+            no file of the model can be as small as `max_bytes`.
         FileNotFoundError: if `model` names a file that is not there.
         FloatingPointError: if training diverges.
         ExportError: if the .tflite file cannot be made, or is not the model.
@@ -76,21 +86,29 @@ def run_compression(
     say = log or (lambda line: None)
     start, data = _start(settings)
     training_attack = _training_attack(settings, data)
+    plan = _plan(settings, start, say)
+    planned = settings if plan is None else dataclasses.replace(settings, ratio=plan.ratio)
     out = Path(str(settings.out))
     out.mkdir(parents=True, exist_ok=True)
-    trained, seconds = _train(settings, start, data, training_attack, verbose, say)
+    trained, seconds = _train(planned, start, data, training_attack, verbose, say)
     final = strip_compression(trained) if isinstance(trained, CompressedModel) else trained
-    _save(final, out / "final.keras")
     dense = start
     if settings.dense_epochs:
         dense = strip_compression(load_keras(out / "dense.keras"))
+    path = out / "model.tflite"
     say("Exporting")
     parity = data.x_test[:_PARITY_EXAMPLES]
     dense_file = export_tflite(
         dense, out / "dense.tflite", inputs=parity, sparse=False, measure_latency=False
     )
-    file = export_tflite(final, out / "model.tflite", inputs=parity)
-    evaluation = _evaluate(settings, data, dense, final, out / "model.tflite", verbose, say)
+    if plan is None:
+        fitted = FittedModel(final, export_tflite(final, path, inputs=parity), {}, {})
+    else:
+        fitted = _fit(settings, trained, data, path, say)
+    twin, file = fitted.model, fitted.report
+    _save(twin, out / "final.keras")
+    compressed = final if fitted.channels else twin
+    evaluation = _evaluate(settings, data, (dense, compressed, twin), path, verbose, say)
     report = trained.compression_report()
     results = {
         "settings": dataclasses.asdict(settings),
@@ -106,6 +124,7 @@ def run_compression(
             "dense_tflite": dense_file.bytes,
             "tflite": file.bytes,
         },
+        "budget": None if plan is None else _budget(plan, fitted),
         "export": file.to_dict(),
     }
     write_json(out / "results.json", results)
@@ -218,6 +237,49 @@ def _start(settings: CompressionSettings) -> tuple[keras.Model, Dataset]:
     return loaded, data
 
 
+def _plan(
+    settings: CompressionSettings, start: keras.Model, say: Callable[[str], None]
+) -> BudgetPlan | None:
+    if settings.max_bytes is None:
+        return None
+    plan = plan_budget(start, settings.max_bytes)
+    say(
+        f"Planned for at most {plan.max_bytes:,} bytes: a ratio of {plan.ratio:.4f}, predicted to "
+        f"give {plan.predicted_bytes:,} (the smallest possible file: {plan.smallest_bytes:,})"
+    )
+    return plan
+
+
+def _fit(
+    settings: CompressionSettings,
+    trained: CompressedModel,
+    data: Dataset,
+    path: Path,
+    say: Callable[[str], None],
+) -> FittedModel:
+    """Exports within the size; what matters is measured on training images, attacked ones too."""
+    deployed = deploy(trained, optimize="size", values="int8").model
+    attack = standard_attacks(float(settings.epsilon or 0))["PGD-16"]
+    x, y = data.x_train[:_PARITY_EXAMPLES], data.y_train[:_PARITY_EXAMPLES]
+    attacked = attack(deployed, tf.constant(x), tf.constant(y)).numpy()
+    fitted = fit_to_bytes(deployed, path, settings.max_bytes or 0, np.concatenate([x, attacked]))
+    gone = ", ".join(f"{count} of {name}" for name, count in fitted.removed.items())
+    say(
+        f"{path.name}: {fitted.report.bytes:,} bytes, "
+        + (f"after the channels of least influence were removed: {gone}" if gone else "as trained")
+    )
+    return fitted
+
+
+def _budget(plan: BudgetPlan, fitted: FittedModel) -> dict[str, Any]:
+    return {
+        **dataclasses.asdict(plan),
+        "bytes": fitted.report.bytes,
+        "channels_kept": fitted.channels,
+        "channels_removed": fitted.removed,
+    }
+
+
 def _training_attack(settings: CompressionSettings, data: Dataset) -> Attack:
     arguments: dict[str, Any] = {}
     if settings.attack.lower() == "atta":
@@ -276,19 +338,20 @@ def _save(model: keras.Model, path: Path) -> None:
 def _evaluate(
     settings: CompressionSettings,
     data: Dataset,
-    dense: keras.Model,
-    final: keras.Model,
+    targets: tuple[keras.Model, keras.Model, keras.Model],
     path: Path,
     verbose: int,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
+    """Attacks the dense and the compressed model, and the file through its twin."""
+    dense, compressed, twin = targets
     found = {}
     # One set for all: what was traced for a model serves the file that is attacked through it.
     chosen = standard_attacks(float(settings.epsilon or 0))
     for name, target, source in (
         ("dense", dense, None),
-        ("compressed", final, None),
-        ("tflite", str(path), final),
+        ("compressed", compressed, None),
+        ("tflite", str(path), twin),
     ):
         say(f"Attacking the {name} model")
         report = evaluate_robustness(

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 from tfmot_atmc import attacks, methods, models, recipes
+from tfmot_atmc.math import parse_bytes
 from tfmot_atmc.presets import defaults
 from tfmot_atmc.recipes import Stage
 
@@ -25,6 +26,8 @@ class CompressionSettings:
         method: `"atmc"`; one that it is compared with, `"al0"`, `"ap"`, `"nap"` or `"alr"`; or
             `"da"` for the dense start alone.
         ratio: nonzeros as a ratio of the dense kernels' parameters, in (0, 1].
+        max_bytes: in place of a ratio, the largest size of the .tflite file, in bytes or as text
+            such as `"24KB"`. `run_compression` finds the ratio, which stays None here.
         bits: b of ATMC's codebooks, or 32 for none.
         epsilon: radius of the attacks, in input units.
         attack: name of the training attack. `"wrm"` has no epsilon: it is then that of the tests
@@ -46,6 +49,7 @@ class CompressionSettings:
     dataset: str = "digits"
     method: str = "atmc"
     ratio: float | None = None
+    max_bytes: int | str | None = None
     bits: int | None = None
     epsilon: float | None = None
     attack: str = "pgd"
@@ -70,7 +74,7 @@ class CompressionSettings:
         model = self.model or known.model
         filled: dict[str, Any] = {
             "model": model,
-            "ratio": known.ratio,
+            "ratio": known.ratio if self.max_bytes is None else None,
             "bits": known.bits if self.method == "atmc" else 32,
             "epsilon": known.epsilon,
             "steps": 1 if self.attack.lower() == "atta" else known.steps,
@@ -89,7 +93,8 @@ class CompressionSettings:
         if self.method != "atmc" and self.bits != 32:
             raise ValueError(f"`bits` is for the method 'atmc'. Received {self.method!r}.")
         attacks.class_of(self.attack)  # refuses unknown names
-        methods.ATMC(ratio=self.ratio, bits=self.bits or 32)  # refuses values out of range
+        ratio = 1.0 if self.ratio is None else self.ratio
+        methods.ATMC(ratio=ratio, bits=self.bits or 32)  # refuses values out of range
         if (self.dense_epochs or 0) < 0 or (self.epochs or 0) < 1 or (self.batch_size or 1) < 1:
             raise ValueError(
                 "`epochs` and `batch_size` must be at least 1 and `dense_epochs` at least 0. "
@@ -97,9 +102,30 @@ class CompressionSettings:
             )
         if self.method == "da" and not self.dense_epochs:
             raise ValueError("The method 'da' only trains: give `dense_epochs` of at least 1.")
+        if self.max_bytes is not None:
+            self._check_budget(self.max_bytes)
+
+    def _check_budget(self, max_bytes: int | str) -> None:
+        parse_bytes(max_bytes)  # refuses what is no size
+        if self.ratio is not None:
+            raise ValueError(
+                "Give `ratio` or `max_bytes`, not both: the ratio follows from the size. "
+                f"Received {self.ratio} and {max_bytes!r}."
+            )
+        if self.method == "da":
+            raise ValueError("The method 'da' prunes nothing, so `max_bytes` needs another method.")
 
     def stages(self) -> list[Stage]:
-        """Returns the stages of training; the settings must be resolved."""
+        """Returns the stages of training; the settings must be resolved, and have a ratio.
+
+        Raises:
+            ValueError: if there is none, since it has yet to be found for `max_bytes`.
+        """
+        if self.ratio is None and self.method != "da":
+            raise ValueError(
+                "There is no `ratio` yet. Call `resolved()`; and with `max_bytes`, replace it by "
+                "that of `plan_budget`."
+            )
         ratio, epochs = float(self.ratio or 0), int(self.epochs or 0)
         found = []
         if self.dense_epochs:

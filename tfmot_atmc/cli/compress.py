@@ -34,6 +34,7 @@ def _define(values: flags.FlagValues) -> None:
     text("data_dir", None, "Folder of tensorflow-datasets.")
     choice("method", METHODS, "How to compress; da is dense adversarial training alone.")
     define_number("ratio", "Nonzeros per dense kernel parameter, in (0, 1]. [by dataset]", values)
+    text("max_bytes", None, "In place of --ratio: largest size of the .tflite file, such as 24KB.")
     whole("bits", "Bits of ATMC's codebooks, 32 for none. [by dataset]")
     define_number("epsilon", "Radius of the attacks in input units: 8/255. [by dataset]", values)
     text("attack", "pgd", "Training attack: pgd, fgsm, rfgsm, atta, wrm, trades, mifgsm, ...")
@@ -62,6 +63,7 @@ def _run(values: flags.FlagValues, operands: list[str], console: Console) -> Non
     command = ["atmc", "compress", *_given(values)]
     results = run_compression(settings, command=command, **training_output(console))
     _show_results(results, console)
+    _show_budget(results["budget"], console)
     console.print(f"All files are in {settings.out}; see results.png there.")
 
 
@@ -102,6 +104,20 @@ def _show_results(results: dict[str, Any], console: Console) -> None:
         f"metric {compression['paper_bits']:,} bits, a ratio of {compression['paper_ratio']:.5f}.",
         highlight=False,
     )
+
+
+def _show_budget(budget: dict[str, Any] | None, console: Console) -> None:
+    if budget is None:
+        return
+    said = f"Budget: {budget['bytes']:,} of {budget['max_bytes']:,} bytes, "
+    said += f"at a ratio of {budget['ratio']:.4f}"
+    if budget["channels_removed"]:
+        gone = sum(budget["channels_removed"].values())
+        said += (
+            f", with {gone} channels removed after training: compare the last two rows. A smaller "
+            "--max_bytes, trained into another --out, may keep more"
+        )
+    console.print(f"{said}.", highlight=False)
 
 
 COMMAND = Command(
