@@ -64,8 +64,12 @@ def split_units(units: int, inputs: int) -> tuple[int, int, int, int] | None:
 
 def is_split(model: Any, subgraph: Any, operator: Any) -> bool:
     """Tells whether an operator is a dense layer whose weight took a convolution's shape."""
-    dense = flatbuffer.builtin_code(model, operator) == _BUILTIN.FULLY_CONNECTED
-    return dense and len(subgraph.tensors[int(operator.inputs[1])].shape) == 4
+    if flatbuffer.builtin_code(model, operator) != _BUILTIN.FULLY_CONNECTED:
+        return False
+    # A damaged file may hold such a weight of its own, beside tensors that do not go with it.
+    source, weight = (subgraph.tensors[int(index)] for index in operator.inputs[:2])
+    result = subgraph.tensors[int(operator.outputs[0])]
+    return [len(tensor.shape) for tensor in (source, weight, result)] == [2, 4, 2]
 
 
 def as_convolution(model: Any, subgraph: Any, operator: Any) -> list[Any]:
