@@ -13,7 +13,10 @@ from keras import layers
 
 from tests.exporting import perceptron, prune, quick_export
 from tfmot_atmc import export
+from tfmot_atmc.export import flatbuffer, rewrite
 from tfmot_atmc.export import tflite as tflite_module
+
+DENSE_OPTIONS = flatbuffer.schema.BuiltinOptions.FullyConnectedOptions
 
 
 def test_the_report_prints_and_saves(tmp_path):
@@ -64,6 +67,22 @@ def test_files_that_are_not_models_are_refused(tmp_path):
             export.TFLiteModel(path)
     with pytest.raises(FileNotFoundError):
         export.inspect_tflite(tmp_path / "missing.tflite")
+
+
+def test_dense_layers_of_damaged_shapes_are_left_as_they_are(tmp_path):
+    converter = tf.lite.TFLiteConverter.from_keras_model(prune(perceptron(), 0.1))
+    content = converter.convert()
+    for shapes in ((None, (16, 1, 8, 8), ()), ((16,), (16, 1, 8, 8), None)):
+        model = flatbuffer.read_model(content)
+        (subgraph,) = model.subgraphs
+        dense = next(o for o in subgraph.operators if o.builtinOptionsType == DENSE_OPTIONS)
+        indices = (dense.inputs[0], dense.inputs[1], dense.outputs[0])
+        for index, shape in zip(indices, shapes, strict=True):
+            if shape is not None:
+                subgraph.tensors[int(index)].shape = np.array(shape, np.int32)
+        count = len(subgraph.operators)
+        rewrite.sparsify_weights(model, min_sparsity=1.1)
+        assert len(subgraph.operators) == count
 
 
 def test_wrong_arguments_are_refused_before_any_work(tmp_path):
