@@ -36,6 +36,7 @@ FLOORS = {
     "interop": 2,
     "methods": 2,
     "objectives": 2,
+    "references": 2,
     "slimming": 2,
     "wrapping": 2,
     "adversarial_callbacks": 3,

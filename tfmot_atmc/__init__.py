@@ -6,7 +6,7 @@
 .tflite file, and `evaluate_robustness` says what it withstands.
 
 The packages: `attacks`, `augmentation`, `callbacks`, `constraints`, `datasets`, `evaluation`,
-`export`, `interop`, `kernels`, `math`, `methods`, `models`, `replicas`,
+`export`, `interop`, `kernels`, `math`, `methods`, `models`, `references`, `replicas`,
 `slimming`.
 """
 
@@ -25,6 +25,7 @@ from tfmot_atmc import (
     models,
     objectives,
     recipes,
+    references,
     replicas,
     slimming,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "plan_budget",
     "quantize_after_training",
     "recipes",
+    "references",
     "replicas",
     "slim_model",
     "slimming",
