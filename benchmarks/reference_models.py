@@ -35,7 +35,7 @@ from tfmot_atmc.quantization import quantize_values
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ROOT / "tfmot_atmc" / "references" / "files"
-DOCUMENT = ROOT / "docs" / "references.md"
+DOCUMENTS = (ROOT / "docs" / "references.md", ROOT / "README.md")
 MARKS = ("<!-- written by benchmarks/reference_models.py -->", "<!-- end -->")
 EPSILON = 76 / 255
 # Stages that may become the model, and the ways of `quantize_after_training` to round them.
@@ -388,15 +388,16 @@ def _is_saved(model: keras.Model, path: Path) -> bool:
 
 
 def write_documents() -> None:
-    """Writes the cards as Markdown, and the table of the document."""
+    """Writes the cards as Markdown, and the table of the documents."""
     cards = [references.card(name) for name in references.names()]
     for card in cards:
         write_bytes(FILES / f"{card['name']}.md", references.render_card(card).encode())
     begin, end = MARKS
-    before, _, rest = DOCUMENT.read_text().partition(begin)
-    after = rest.partition(end)[2]
     table = references.render_table(cards)
-    write_bytes(DOCUMENT, f"{before}{begin}\n\n{table}\n\n{end}{after}".encode())
+    for document in DOCUMENTS:
+        before, _, rest = document.read_text().partition(begin)
+        after = rest.partition(end)[2]
+        write_bytes(document, f"{before}{begin}\n\n{table}\n\n{end}{after}".encode())
 
 
 def main(_: list[str]) -> None:
