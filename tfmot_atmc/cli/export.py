@@ -18,6 +18,7 @@ from tfmot_atmc.training import CompressedModel
 __all__ = ["COMMAND"]
 
 _EXAMPLES = 256
+_CALIBRATED = "full_int8"
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -30,7 +31,9 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "optimize", "size", OBJECTIVES, "What decides the form of compressed kernels.", **at
     )
-    flags.DEFINE_enum("values", "auto", VALUE_MODES, "How values are stored.", **at)
+    flags.DEFINE_enum(
+        "values", "auto", VALUE_MODES, "How values are stored; full_int8 computes so too.", **at
+    )
     flags.DEFINE_string("max_bytes", None, "Largest file to accept, such as 24KB.", **at)
     flags.DEFINE_float(
         "tolerance", None, "Largest relative difference from Keras. [by the values]", **at
@@ -38,19 +41,28 @@ def _define(values: flags.FlagValues) -> None:
 
 
 def _run(values: flags.FlagValues, operands: list[str], console: Console) -> None:
+    if values.values == _CALIBRATED and values.dataset is None:
+        raise ValueError(
+            f"--values={_CALIBRATED} needs --dataset, whose training images settle the scales; for "
+            f'data of your own call export_tflite(model, path, values="{_CALIBRATED}", '
+            "representative=x_train[:300]) in Python."
+        )
     name = operands[0] if operands else demonstration_file("final.keras", console)
     model = load_keras(name)
     if isinstance(model, CompressedModel):
         deployment = deploy(model, optimize=values.optimize, values=values.values)
         console.print(str(deployment), highlight=False, markup=False)
         model = deployment.model
-    inputs = None
+    inputs = representative = None
     if values.dataset is not None:
-        inputs = datasets.load(values.dataset, data_dir=values.data_dir, limit=_EXAMPLES).x_test
+        data = datasets.load(values.dataset, data_dir=values.data_dir, limit=_EXAMPLES)
+        inputs = data.x_test
+        representative = data.x_train if values.values == _CALIBRATED else None
     report = export_tflite(
         model,
         values.out or Path(name).with_suffix(".tflite"),
         inputs=inputs,
+        representative=representative,
         sparse=values.sparse,
         batch_size=values.batch_size or None,
         values=values.values,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Converts a built Keras model to a dense float32 .tflite model with one named signature."""
+"""Converts a built Keras model to a dense .tflite model with one named signature."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import io
 import logging
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from tfmot_atmc.export import flatbuffer
 
 _ERROR_LINES = 8
 _REFERENCE_BATCH = 64
+_LOOPS = ("While", "StatelessWhile")
 # Keras numbers unnamed inputs by process, which would make files differ between runs.
 _AUTOMATIC_NAME = re.compile(r"(keras_tensor|input_layer|input)(_\d+)?")
 
@@ -50,11 +52,12 @@ class InputSpec:
         """Returns the inputs in the nest that the model takes."""
         return keras.tree.pack_sequence_as(self.structure, list(flat))
 
-    def flatten(self, inputs: Any) -> list[np.ndarray]:
+    def flatten(self, inputs: Any, what: str = "inputs") -> list[np.ndarray]:
         """Returns inputs as arrays in the order of `names`.
 
         Args:
             inputs: A nest like `structure`, or a dictionary by name.
+            what: The argument that holds them, for messages.
 
         Raises:
             ValueError: If the inputs do not fit the model.
@@ -67,12 +70,18 @@ class InputSpec:
             raise ValueError(f"The model has the inputs {self.names}, got {len(values)} arrays.")
         arrays = [np.asarray(v, d) for v, d in zip(values, self.dtypes, strict=True)]
         for name, shape, array in zip(self.names, self.shapes, arrays, strict=True):
-            if array.ndim != len(shape) or len(array) == 0 or len(array) != len(arrays[0]):
+            if not _fits(array, shape) or len(array) == 0 or len(array) != len(arrays[0]):
                 raise ValueError(
-                    f"`inputs` for {name!r} must have shape [examples, ...] like {shape}, with as "
+                    f"`{what}` for {name!r} must have shape [examples, ...] like {shape}, with as "
                     f"many examples as the other inputs and at least one, got {array.shape}."
                 )
         return arrays
+
+
+def _fits(array: np.ndarray, shape: tuple[int | None, ...]) -> bool:
+    """Tells whether examples have the shape of an input, but for their number."""
+    sizes = zip(shape[1:], array.shape[1:], strict=False)
+    return array.ndim == len(shape) and all(wanted in (None, size) for wanted, size in sizes)
 
 
 def _flatten_arrays(inputs: Any) -> list[Any]:
@@ -212,19 +221,24 @@ def predict(model: keras.Model, spec: InputSpec, arrays: Sequence[np.ndarray]) -
     return [np.concatenate(parts)[:total] for parts in zip(*slices, strict=True)]
 
 
-def convert(model: keras.Model, spec: InputSpec) -> bytes:
+def convert(
+    model: keras.Model, spec: InputSpec, samples: Sequence[np.ndarray] | None = None
+) -> bytes:
     """Converts a model with the stock converter, without optimizations.
 
     Args:
         model: The model.
         spec: Its inputs.
+        samples: Examples, one array per input, to convert to a full-integer model with one scale
+            per weight; None for a float32 model.
 
     Returns:
-        Content of a dense float32 .tflite file with the signature `"serving_default"`. Its outputs
-        are named by the keys of the model's output dictionary, or `output_0`, `output_1`, ...
+        Content of a dense .tflite file of float32 inputs and outputs with the signature
+        `"serving_default"`. Its outputs are named by the keys of the model's output dictionary, or
+        `output_0`, `output_1`, ...
 
     Raises:
-        ExportError: If the converter rejects the model.
+        ExportError: If the converter rejects the model, or a full-integer one would have loops.
     """
     output_names: list[str] = []
 
@@ -245,8 +259,12 @@ def convert(model: keras.Model, spec: InputSpec) -> bytes:
         frozen = convert_variables_to_constants_v2(
             function.get_concrete_function(), lower_control_flow=False
         )
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
+        if samples is not None:
+            _refuse_loops(model.name, frozen)
+            _quantize_all(converter, spec, samples)
         try:
-            data = tf.lite.TFLiteConverter.from_concrete_functions([frozen]).convert()
+            data = converter.convert()
         except Exception as error:  # the converter raises plain exceptions of many kinds
             lines = [line for line in str(error).splitlines() if line.strip()][:_ERROR_LINES]
             raise ExportError(
@@ -256,6 +274,33 @@ def convert(model: keras.Model, spec: InputSpec) -> bytes:
     converted = flatbuffer.read_model(data)
     _name_signature(converted, frozen, spec.names, output_names)
     return flatbuffer.pack_model(converted)
+
+
+def _refuse_loops(name: str, frozen: Any) -> None:
+    # The converter does not raise on them but ends the process.
+    if any(operation.type in _LOOPS for operation in frozen.graph.get_operations()):
+        raise ExportError(
+            f"The model {name!r} has a loop, as recurrent layers have; the TFLite converter makes "
+            'no full-integer model of it. Pass values="int8".'
+        )
+
+
+def _quantize_all(
+    converter: tf.lite.TFLiteConverter, spec: InputSpec, samples: Sequence[np.ndarray]
+) -> None:
+    """Asks a converter for int8 weights, activations and operators."""
+    size, total = spec.shapes[0][0] or 1, len(samples[0])
+
+    def batches() -> Iterator[list[np.ndarray]]:
+        for start in range(0, total, size):
+            rows = np.arange(start, start + size) % total
+            yield [array[rows] for array in samples]
+
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = batches
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    # A scale for each filter would cost more than a sparse filter has.
+    converter._experimental_disable_per_channel = True
 
 
 def _name_signature(
@@ -282,7 +327,13 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(),
+        ):
+            # The converter says so of every model whose inputs stay float32.
+            warnings.filterwarnings("ignore", "Statistics for quantized inputs were expected")
             yield
     finally:
         logger.setLevel(level)

@@ -116,6 +116,15 @@ def symmetric_quantization(scale: np.float32) -> Any:
     return quantization
 
 
+def is_symmetric_int8(tensor: Any) -> bool:
+    """Tells whether a tensor holds int8 codes of one scale, where the code 0 means 0.0."""
+    quantization = tensor.quantization
+    if tensor.type != schema.TensorType.INT8 or quantization is None:
+        return False
+    scales, offsets = _read_vector(quantization.scale), _read_vector(quantization.zeroPoint)
+    return scales.size == 1 and not offsets.any()
+
+
 def read_model(data: bytes) -> Any:
     """Parses the bytes of a .tflite file.
 

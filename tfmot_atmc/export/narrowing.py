@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rewrites wide dense layers as convolutions, so that indices fit in one byte.
+"""Rewrites dense layers as convolutions.
 
-The input coordinate of a dense layer with more than 256 inputs needs two bytes per kept weight. The
+In float models that is done so that indices fit in one byte: the input coordinate of a dense layer
+with more than 256 inputs needs two bytes per kept weight. In full-integer models it is done because
+XNNPACK takes unpacked int8 weights in convolutions only, not in dense layers. The
 same product is a convolution of an image of one row and `k` columns with a kernel of that size:
 the inputs `[batch, k * c]` become `[batch, 1, k, c]`, the weights `[units, k * c]` become
 `[units, 1, k, c]`, without moving a value, and every index is below 256.
@@ -20,6 +22,7 @@ _BUILTIN = schema.BuiltinOperator
 _LARGEST_BYTE_SIZE = 256
 _MOST_COLUMNS = 64
 _NUM_INPUTS = 3
+_INT8_CONVOLUTION_VERSION = 3
 
 
 def split_shape(model: Any, subgraph: Any, operator: Any) -> tuple[int, int, int, int] | None:
@@ -35,6 +38,34 @@ def split_shape(model: Any, subgraph: Any, operator: Any) -> tuple[int, int, int
         is not a plain dense layer with a static batch and more than 256 inputs, or if its number of
         inputs has no such divisor.
     """
+    sizes = _dense_sizes(model, subgraph, operator)
+    return None if sizes is None else split_units(*sizes)
+
+
+def convolution_shapes(model: Any, subgraph: Any, operator: Any) -> list[tuple[int, int, int, int]]:
+    """Returns all shapes of convolution kernels that a dense layer's weight can become.
+
+    Args:
+        model: The `ModelT`.
+        subgraph: One of its subgraphs.
+        operator: An operator of the subgraph.
+
+    Returns:
+        `(units, 1, 1, inputs)` and, if there is one, the shape that `split_shape` finds; empty if
+        the operator is not a plain dense layer with a static batch.
+    """
+    sizes = _dense_sizes(model, subgraph, operator)
+    return [] if sizes is None else shapes_of_units(*sizes)
+
+
+def shapes_of_units(units: int, inputs: int) -> list[tuple[int, int, int, int]]:
+    """Returns the convolution kernels' shapes for a dense kernel's, as `convolution_shapes`."""
+    split = split_units(units, inputs)
+    return [(units, 1, 1, inputs), *([] if split is None else [split])]
+
+
+def _dense_sizes(model: Any, subgraph: Any, operator: Any) -> tuple[int, int] | None:
+    """Units and inputs of a plain dense layer with a static batch, None for all else."""
     if flatbuffer.builtin_code(model, operator) != _BUILTIN.FULLY_CONNECTED:
         return None
     if len(operator.inputs) < _NUM_INPUTS - 1 or min(operator.inputs[:2]) < 0:
@@ -49,7 +80,7 @@ def split_shape(model: Any, subgraph: Any, operator: Any) -> tuple[int, int, int
     if dynamic or len(source.shape) != 2 or len(result.shape) != 2 or len(weight.shape) != 2:
         return None
     units, inputs = (int(size) for size in weight.shape)
-    return split_units(units, inputs) if int(source.shape[1]) == inputs else None
+    return (units, inputs) if int(source.shape[1]) == inputs else None
 
 
 def split_units(units: int, inputs: int) -> tuple[int, int, int, int] | None:
@@ -81,7 +112,8 @@ def as_convolution(model: Any, subgraph: Any, operator: Any) -> list[Any]:
         operator: The dense layer, for which `is_split` holds.
 
     Returns:
-        The operators in the order in which they run; the last has the dense layer's output.
+        The operators in the order in which they run; the last has the dense layer's output. Types
+        and quantization of the new tensors are those of the dense layer's input and output.
     """
     source, weight = (int(index) for index in operator.inputs[:2])
     bias = _bias(model, subgraph, operator)
@@ -89,9 +121,16 @@ def as_convolution(model: Any, subgraph: Any, operator: Any) -> list[Any]:
     batch, units = (int(size) for size in subgraph.tensors[result].shape)
     _, _, columns, channels = (int(size) for size in subgraph.tensors[weight].shape)
     image_shape = (batch, 1, columns, channels)
-    image = flatbuffer.add_tensor(subgraph, image_shape, schema.TensorType.FLOAT32)
-    product = flatbuffer.add_tensor(subgraph, (batch, 1, 1, units), schema.TensorType.FLOAT32)
-    convolution = flatbuffer.add_operator(model, _BUILTIN.CONV_2D, [image, weight, bias], product)
+    image = _add_like(subgraph, source, image_shape)
+    product = _add_like(subgraph, result, (batch, 1, 1, units))
+    integer = subgraph.tensors[weight].type == schema.TensorType.INT8
+    convolution = flatbuffer.add_operator(
+        model,
+        _BUILTIN.CONV_2D,
+        [image, weight, bias],
+        product,
+        version=_INT8_CONVOLUTION_VERSION if integer else 1,
+    )
     options = schema.Conv2DOptionsT()
     options.padding = schema.Padding.VALID
     options.strideW = options.strideH = 1
@@ -113,10 +152,22 @@ def has_bias(operator: Any) -> bool:
 def _bias(model: Any, subgraph: Any, operator: Any) -> int:
     if has_bias(operator):
         return int(operator.inputs[2])
-    # The convolution insists on a bias.
+    # The convolution insists on a bias. Zero is four zero bytes in float32 and in int32.
+    source, weight = (subgraph.tensors[int(index)] for index in operator.inputs[:2])
     zeros = np.zeros(int(subgraph.tensors[int(operator.outputs[0])].shape[1]), np.float32)
     buffer = flatbuffer.add_buffer(model, zeros)
-    return flatbuffer.add_tensor(subgraph, zeros.shape, schema.TensorType.FLOAT32, buffer=buffer)
+    if weight.type != schema.TensorType.INT8:
+        kind, quantization = schema.TensorType.FLOAT32, None
+    else:
+        scale = np.float32(source.quantization.scale[0] * weight.quantization.scale[0])
+        kind, quantization = schema.TensorType.INT32, flatbuffer.symmetric_quantization(scale)
+    return flatbuffer.add_tensor(subgraph, zeros.shape, kind, quantization, buffer)
+
+
+def _add_like(subgraph: Any, index: int, shape: tuple[int, ...]) -> int:
+    """Adds a computed tensor of the type and quantization of another, in another shape."""
+    tensor = subgraph.tensors[index]
+    return flatbuffer.add_tensor(subgraph, shape, tensor.type, tensor.quantization)
 
 
 def _reshape(model: Any, subgraph: Any, source: int, target: int, shape: tuple[int, ...]) -> Any:

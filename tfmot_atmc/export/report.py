@@ -74,7 +74,8 @@ class ExportReport:
     Attributes:
         path: The file written.
         bytes: Its size.
-        dense_bytes: Size of what the converter writes without sparse storage.
+        dense_bytes: Size of what the converter writes without sparse storage: a float32 file, or
+            for `values="full_int8"` a full-integer one.
         gzip_bytes: Size of the file under gzip.
         dense_gzip_bytes: Size of the converter's file under gzip.
         tensors: The weights (constants of rank 2 or more) of the file.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns the sparse float weights of a converted model into sparse constants.
+"""Turns the sparse weights of a converted model into sparse constants.
 
 Each becomes `sparse constant -> DENSIFY -> operator`, or, where all its values are integers times
 one scale, `sparse int8 constant -> DENSIFY -> DEQUANTIZE -> operator`. Both chains are builtin,
@@ -7,11 +7,15 @@ are unpacked once when the interpreter loads the file, and restore the float32 w
 On request, other values are rounded to such integers. A constant that is not sparse enough may
 still be stored as int8, without DENSIFY.
 A dense layer of many inputs may become a convolution on the way (see `narrowing`).
+
+The weights of a full-integer model are int8 already: `sparse int8 constant -> DENSIFY -> operator`.
+XNNPACK rejects that in a dense layer, which therefore becomes a convolution, or stays dense.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,20 +34,24 @@ _DENSIFY_BYTES = 64
 DEQUANTIZE_BYTES = 80
 _SPLIT_BYTES = 100
 
+_BIAS_ITEM = 4
+
 _FOLDED_NAME = "arith.constant"
 _NEVER_SPARSE = 2.0
-VALUE_MODES = ("auto", "float32", "int8")
+FULL_INT8 = "full_int8"
+VALUE_MODES = ("auto", "float32", "int8", FULL_INT8)
 
 
 def sparsify_weights(model: Any, *, min_sparsity: float, values: str = "auto") -> int:
     """Stores the weights of convolutions and dense layers sparsely, where that is smaller.
 
     Args:
-        model: The `ModelT` of a float model, changed in place. A sparse weight keeps its tensor
-            index.
+        model: The `ModelT` of a float model, or of a full-integer one for `"full_int8"`, changed
+            in place. A sparse weight keeps its tensor index.
         min_sparsity: Least fraction of zeros of a weight to consider, in [0, 1].
         values: `"auto"` stores int8 codes where they are exact, `"float32"` never does, `"int8"`
-            also where weights and biases must be rounded.
+            also where weights and biases must be rounded, `"full_int8"` keeps the int8 weights of
+            a full-integer model.
 
     Returns:
         Number of weights that are now sparse.
@@ -99,9 +107,24 @@ class _Rewriter:
         if index < 0 or set(self.readers[index]) != {position}:
             return []
         constant = flatbuffer.read_constant(self.model, self.subgraph.tensors[index])
-        if constant is None or constant.array is None or constant.array.dtype != np.float32:
+        if constant is None or constant.array is None:
             return []
-        array, split, least = constant.array, None, self.min_sparsity
+        if self.values == FULL_INT8:
+            found = self._integer_storages(operator, index, position, constant.array)
+        else:
+            found = self._float_storages(operator, index, position, constant.array)
+        if not found:
+            return []
+        storage = min(found, key=lambda choice: choice.nbytes)
+        self.changed += storage.layout is not None
+        return _restoring_chain(self.model, self.subgraph, index, storage)
+
+    def _float_storages(
+        self, operator: Any, index: int, position: int, array: np.ndarray
+    ) -> list[_Storage]:
+        if array.dtype != np.float32:
+            return []
+        split, least = None, self.min_sparsity
         if position == _BIAS_INPUT:
             if self.values != "int8":
                 return []
@@ -112,10 +135,25 @@ class _Rewriter:
         extra = _SPLIT_BYTES
         if split is not None and not narrowing.has_bias(operator):
             extra += split[0] * array.itemsize
-        found = storages(array, split, least, self.values, extra)
-        storage = min(found, key=lambda choice: choice.nbytes)
-        self.changed += storage.layout is not None
-        return _restoring_chain(self.model, self.subgraph, index, storage)
+        return storages(array, split, least, self.values, extra)
+
+    def _integer_storages(
+        self, operator: Any, index: int, position: int, codes: np.ndarray
+    ) -> list[_Storage]:
+        tensor = self.subgraph.tensors[index]
+        # DENSIFY fills with the code 0. Biases are int32, few and not sparse.
+        if position == _BIAS_INPUT or not flatbuffer.is_symmetric_int8(tensor):
+            return []
+        # An operator that computes in float32 from int8 weights cannot read unpacked ones.
+        if self.subgraph.tensors[int(operator.inputs[0])].type != schema.TensorType.INT8:
+            return []
+        if flatbuffer.builtin_code(self.model, operator) != _BUILTIN.FULLY_CONNECTED:
+            return code_storages(codes, [codes.shape], self.min_sparsity)
+        if self.readers[index].total() > 1:
+            return []
+        shapes = narrowing.convolution_shapes(self.model, self.subgraph, operator)
+        extra = _SPLIT_BYTES + (0 if narrowing.has_bias(operator) else _BIAS_ITEM * len(codes))
+        return code_storages(codes, shapes, self.min_sparsity, extra)
 
 
 def weight_names(model: Any) -> dict[tuple[int, int], str]:
@@ -183,6 +221,12 @@ def stored_bytes(kernel: np.ndarray, *, values: str = "auto", min_sparsity: floa
         368
     """
     array = np.moveaxis(np.asarray(kernel, np.float32), -1, 0)
+    if values == FULL_INT8:
+        codes, _ = nearest_int8_grid(array)
+        if array.ndim != 2:
+            return min(s.nbytes for s in code_storages(codes, [codes.shape], min_sparsity))
+        shapes = narrowing.shapes_of_units(*codes.shape)
+        return min(s.nbytes for s in code_storages(codes, shapes, min_sparsity, _SPLIT_BYTES))
     split, extra = None, 0
     if array.ndim == 2:
         split = narrowing.split_units(*array.shape)
@@ -236,6 +280,30 @@ def storages(
     return found
 
 
+def code_storages(
+    codes: np.ndarray,
+    shapes: Sequence[tuple[int, ...]],
+    min_sparsity: float,
+    extra_bytes: int = 0,
+) -> list[_Storage]:
+    """Returns all ways to store the int8 weight of an integer operator, the plain one first.
+
+    Args:
+        codes: The weight, int8, in the layout of the file format.
+        shapes: Shapes in which it may be stored sparsely.
+        min_sparsity: Least fraction of zeros to store it sparsely.
+        extra_bytes: What such a shape costs beside the weight.
+    """
+    found = [_Storage(codes.nbytes, codes)]
+    if np.count_nonzero(codes) > (1.0 - min_sparsity) * codes.size:
+        return found
+    for shape in shapes:
+        layout = sparse.find_layout(codes.reshape(shape))
+        nbytes = layout.nbytes + _DENSIFY_BYTES + extra_bytes
+        found.append(_Storage(nbytes, codes.reshape(shape), None, layout))
+    return found
+
+
 def _restoring_chain(model: Any, subgraph: Any, index: int, storage: _Storage) -> list[Any]:
     """Stores a constant as chosen; returns the operators that restore it, none if it is plain."""
     if storage.scale is None and storage.layout is None:
@@ -243,6 +311,9 @@ def _restoring_chain(model: Any, subgraph: Any, index: int, storage: _Storage) -
     tensor = subgraph.tensors[index]
     tensor.shape = np.array(storage.stored.shape, np.int32)
     quantization = None
+    if flatbuffer.is_symmetric_int8(tensor):  # codes already: both tensors mean the same values
+        scale = np.float32(tensor.quantization.scale[0])
+        tensor.quantization = quantization = flatbuffer.symmetric_quantization(scale)
     if storage.scale is not None:
         tensor.type = schema.TensorType.INT8
         tensor.quantization = quantization = flatbuffer.symmetric_quantization(storage.scale)

@@ -112,3 +112,23 @@ def _is_plain(node: Any) -> bool:
     if len(arguments.args) != 1 or any(arguments.kwargs.values()):
         return False
     return len(keras.tree.flatten(arguments.args[0])) == len(node.input_tensors)
+
+
+def remade(layer: Any, config: dict[str, Any]) -> Any:
+    """Returns a new layer of the same kind, without weights.
+
+    Args:
+        layer: a layer.
+        config: its configuration, with what is to change.
+    """
+    if not isinstance(layer, keras.layers.Lambda):
+        return type(layer).from_config(config)
+    # The very function: one that is read back from a config has lost the names that it uses.
+    return keras.layers.Lambda(
+        layer.function,
+        output_shape=layer._output_shape,
+        mask=layer.mask,
+        arguments=layer.arguments,
+        name=layer.name,
+        dtype=layer.dtype_policy,
+    )

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from tfmot_atmc.slimming.analysis import is_graph
+from tfmot_atmc.slimming.analysis import is_graph, remade
 
 FIRST = "_first"
 
@@ -117,10 +117,7 @@ class _Rebuilder:
         config, values = layer.get_config(), layer.get_weights()
         if layer.name in self.products:
             return self._split(layer, config, values)
-        if isinstance(layer, layers.Lambda):
-            copy = layers.Lambda.from_config(config, safe_mode=False)
-        else:
-            copy = type(layer).from_config(config)
+        copy = remade(layer, config)
         self.values.append((copy, values))
         return copy
 

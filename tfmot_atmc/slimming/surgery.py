@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from tfmot_atmc.slimming.analysis import Walk, graph_of, is_graph
+from tfmot_atmc.slimming.analysis import Walk, graph_of, is_graph, remade
 from tfmot_atmc.slimming.channels import Weighted
 
 
@@ -117,10 +117,7 @@ class _Surgeon:
             values = self._cut_kernel(layer, channels.weighted[id(layer)], config)
         elif id(layer) in channels.scaled:
             values = self._cut_scales(layer, self.needed[channels.scaled[id(layer)]])
-        if isinstance(layer, layers.Lambda):
-            copy = layers.Lambda.from_config(config, safe_mode=False)
-        else:
-            copy = type(layer).from_config(config)
+        copy = remade(layer, config)
         self.values.append((copy, values))
         return copy
 
