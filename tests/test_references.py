@@ -16,7 +16,7 @@ import pytest
 import tfmot_atmc
 from tfmot_atmc import references
 from tfmot_atmc.export import TFLiteModel, inspect_tflite
-from tfmot_atmc.references import library
+from tfmot_atmc.references import loading
 
 ROOT = pathlib.Path(tfmot_atmc.__file__).resolve().parent.parent
 FILES = ROOT / "tfmot_atmc" / "references" / "files"
@@ -30,7 +30,7 @@ def copies(tmp_path, monkeypatch):
     """A copy of all files that the library reads instead."""
     folder = tmp_path / "files"
     shutil.copytree(FILES, folder)
-    monkeypatch.setattr(library, "_FILES", folder)
+    monkeypatch.setattr(loading, "_FILES", folder)
     return folder
 
 

@@ -13,7 +13,7 @@ True
 """
 
 from tfmot_atmc.references.cards import render_card, render_table
-from tfmot_atmc.references.library import card, keras_path, load, names, tflite_path
+from tfmot_atmc.references.loading import card, keras_path, load, names, tflite_path
 
 __all__ = [
     "card",
