@@ -162,6 +162,34 @@ def test_all_methods_have_equal_epochs_rates_and_attacks(preset, bits):
     assert len(totals) == 1
 
 
+def test_a_chain_goes_from_ratio_to_ratio_and_codebooks_do_not_lie_on_it():
+    jobs = expand(described(seeds=[0], ratios=[0.1, 0.3, 0.2], phases="pruning", chain=True))
+    measured = {
+        (job.row["method"], job.row["ratio"], job.row["bits"]): job
+        for job in jobs.values()
+        if job.row and not job.row["quantized"]
+    }
+    last = measured["al0", 0.1, 32]
+    names = [stage.name for stage in jobs[last.needs].stages]
+    assert names == ["dense", "l0-0.3", "l0-0.2", "l0-0.1"]
+    assert [stage.method.get_config().get("ratio") for stage in jobs[last.needs].stages] == [
+        None,
+        0.3,
+        0.2,
+        0.1,
+    ]
+    assert (last.row["epochs"], measured["al0", 0.3, 32].row["epochs"]) == (36, 12)
+    small = jobs[measured["atmc", 0.1, 4].needs]
+    names = [stage.name for stage in small.stages]
+    assert names == ["dense", "atmc32-0.3", "atmc32-0.2", "atmc32-0.1", "atmc4-0.1"]
+    assert measured["atmc", 0.1, 32].needs == small.needs
+    # Each ratio is trained once, and a chain of one ratio differs from no chain in names alone.
+    assert len(trained(jobs)) == 2 + 3 * 3 * 2
+    one = [described(seeds=[0], ratios=[0.1], chain=chain) for chain in (False, True)]
+    costs = [sorted(job.cost for job in trained(expand(description))) for description in one]
+    assert costs[0] == costs[1]
+
+
 def test_entries_of_methods_change_their_own_stages_only():
     methods = ["al0", {"method": "al0", "name": "slow", "learning_rate": 0.5, "ratios": 0.1}]
     methods.append({"method": "atmc", "arguments": {"schedule": "constant"}, "bits": 4})

@@ -124,6 +124,8 @@ class Description:
         dense_epochs: epochs of the dense start.
         epochs: epochs of pruning; hardening and polishing take a fourth more each, and a codebook
             a twelfth, for every method alike.
+        chain: start each ratio from the same method's finished model of the next larger one, and
+            not from the dense start; its epochs are then those of all ratios down to it.
         phases: `"all"`, or `"pruning"` to leave out hardening and polishing.
         preset: `"default"`, or `"paper"` for the stages of the authors' code.
         objective: `"adversarial"` or `"half"`, of stages that have none of their own; or
@@ -154,6 +156,7 @@ class Description:
     seeds: tuple[int, ...] = (0, 1)
     dense_epochs: int = 8
     epochs: int = 8
+    chain: bool = False
     phases: str = "all"
     preset: str = "default"
     objective: str = "adversarial"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -201,21 +201,42 @@ def _expand_run(
     for entry in description.methods:
         if entry.method == "da":
             continue
-        for ratio in entry.ratios or description.ratios:
-            for bits in entry.bits or description.bits:
-                stages = method_stages(entry, ratio, bits, description)
-                made = methods.get(entry.method, ratio=ratio)
-                chain = [dense if made.adversarial else dense.on_clean_inputs(), *stages]
-                job = _training(run, tuple(chain[:1]), None, found)
-                for end in range(2, len(chain) + 1):
-                    job = _training(run, tuple(chain[:end]), job, found)
-                row = {"method": entry.name, "ratio": ratio, "bits": bits}
-                row["epochs"] = sum(stage.epochs for stage in stages)
-                measure(job, **row)
-                if bits == 32:
-                    for how in description.quantize_afterwards:
-                        for few in (b for b in description.bits if b < 32):
-                            measure(job, (how, few), **{**row, "bits": few})
+        for ratio, bits, stages in _paths(entry, dense, description):
+            job = None
+            for end in range(1, len(stages) + 1):
+                job = _training(run, stages[:end], job, found)
+            assert job is not None  # there is a dense start at least
+            row = {"method": entry.name, "ratio": ratio, "bits": bits}
+            row["epochs"] = sum(stage.epochs for stage in stages[1:])
+            measure(job, **row)
+            if bits == 32:
+                for how in description.quantize_afterwards:
+                    for few in (b for b in description.bits if b < 32):
+                        measure(job, (how, few), **{**row, "bits": few})
+
+
+def _paths(
+    entry: MethodEntry, dense: Stage, description: Description
+) -> Iterator[tuple[float, int, tuple[Stage, ...]]]:
+    """Yields each ratio and bits of a method with all its stages, the dense start first."""
+    ratios = entry.ratios or description.ratios
+    adversarial = methods.get(entry.method, ratio=ratios[0]).adversarial
+    before: tuple[Stage, ...] = (dense if adversarial else dense.on_clean_inputs(),)
+    for ratio in sorted(ratios, reverse=True) if description.chain else ratios:
+        for bits in entry.bits or description.bits:
+            yield ratio, bits, before + _linked(entry, ratio, bits, description)
+        if description.chain:
+            before += _linked(entry, ratio, 32, description)
+
+
+def _linked(
+    entry: MethodEntry, ratio: float, bits: int, description: Description
+) -> tuple[Stage, ...]:
+    """Returns the stages of one ratio; in a chain, their names tell the ratios apart."""
+    stages = method_stages(entry, ratio, bits, description)
+    if description.chain:
+        stages = [dataclasses.replace(stage, name=f"{stage.name}-{ratio:g}") for stage in stages]
+    return tuple(stages)
 
 
 def _training(
