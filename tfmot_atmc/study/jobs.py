@@ -202,10 +202,9 @@ def _expand_run(
         if entry.method == "da":
             continue
         for ratio, bits, stages in _paths(entry, dense, description):
-            job = None
-            for end in range(1, len(stages) + 1):
+            job = _training(run, stages[:1], None, found)
+            for end in range(2, len(stages) + 1):
                 job = _training(run, stages[:end], job, found)
-            assert job is not None  # there is a dense start at least
             row = {"method": entry.name, "ratio": ratio, "bits": bits}
             row["epochs"] = sum(stage.epochs for stage in stages[1:])
             measure(job, **row)
