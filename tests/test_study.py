@@ -3,6 +3,7 @@
 
 import csv
 import dataclasses
+import importlib
 import json
 import os
 import pathlib
@@ -18,8 +19,9 @@ from scipy import stats
 from tfmot_atmc import cli
 from tfmot_atmc.files import write_json
 from tfmot_atmc.study import Description, StudyError, load_description, run_study, runner, workers
+from tfmot_atmc.study.comparisons import compare, paired_difference
 from tfmot_atmc.study.jobs import expand, method_stages
-from tfmot_atmc.study.results import compare, paired_difference
+from tfmot_atmc.study.tables import accuracies, comparisons
 from tfmot_atmc.study.work import finished, folder_of
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -305,6 +307,76 @@ def test_results_are_tidy_ordered_and_compared_seed_by_seed(done, tmp_path):
     assert [summary[k] for k in ("seeds", "min", "mean", "max")] == pytest.approx(
         [3, 0.54, 0.56, 0.58]
     )
+
+
+def test_differences_over_all_ratios_take_each_seed_once(done, tmp_path):
+    results = run_study(described(), tmp_path, jobs=0)
+    pooled = [c for c in results["comparisons"] if c["ratio"] is None]
+    entry = next(c for c in pooled if (c["first"], c["second"]) == ("atmc", "al0"))
+    assert entry["n"] == 3 and entry["attack"] == "clean" and entry["mean"] == 0.0
+    entry = next(c for c in pooled if (c["second"], c["attack"]) == ("al0", "PGD-4"))
+    assert entry["by_seed"] == pytest.approx({"0": 0.02, "1": 0.04, "2": 0.06})
+    rows = [
+        {**dict.fromkeys(("data", "model", "training"), "d"), "attack": "a"}
+        | {"variant": name, "ratio": ratio, "seed": seed, "accuracy": accuracy}
+        for name, ratio, seed, accuracy in [
+            ("x", 0.2, 0, 0.5),
+            ("x", 0.1, 0, 0.7),
+            ("x", 0.1, 1, 0.9),
+            ("y", 0.2, 0, 0.4),
+            ("y", 0.1, 0, 0.4),
+            ("y", 0.1, 1, 0.4),
+        ]
+    ]
+    found = {c["ratio"]: c["by_seed"] for c in compare(rows, [("x", "y")])}
+    assert found[None] == pytest.approx({"0": 0.2})  # seed 1 lacks a ratio
+    assert found[0.1] == pytest.approx({"0": 0.3, "1": 0.5})
+    assert set(found) == {None, 0.1, 0.2}
+
+
+def test_tables_hold_means_and_intervals_as_markdown(done, tmp_path):
+    results = run_study(described(quantize_afterwards=[], bits=32), tmp_path, jobs=0)
+    text = (tmp_path / "tables.md").read_text()
+    assert "## Small_cnn on digits, trained under pgd\n" in text
+    assert "| al0 | 3 | 52.0 | 51.0 |" in text and "| atmc | 3 | 56.0 | 55.0 |" in text
+    assert "| da (dense) | 3 | 60.0 |  |" in text
+    # 4.3027 * 2 / sqrt(3) = 4.97 points, at each ratio and over both.
+    assert "| PGD-4 | +4.0 ± 5.0 | +4.0 ± 5.0 | +4.0 ± 5.0 |" in text
+    assert "### atmc minus al0: small_cnn on digits, trained under pgd\n" in text
+    both = accuracies(results["summary"], ["clean", "PGD-4"]).splitlines()
+    assert both[0] == "| method | seeds | 0.2 | 0.1 | 0.2 | 0.1 |"
+    assert both[2] == "|  |  | **clean** |  | **PGD-4** |  |"
+    assert both[-1] == "| atmc | 3 | 90.0 | 90.0 | 56.0 | 55.0 |"
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("| PGD")}) == 1
+    assert comparisons([c for c in results["comparisons"] if c["n"] == 9]).startswith("| attack")
+
+
+def test_a_kept_study_fills_the_marked_places_of_a_document_each_time_anew(done, tmp_path):
+    run_study(described(quantize_afterwards=[], bits=32), tmp_path / "out", jobs=0)
+    document = tmp_path / "results.md"
+    marks = ("<!-- small: accuracies clean, PGD-4 -->", "<!-- small: atmc minus al0 -->")
+    document.write_text(
+        f"Before\n\n{marks[0]}\nold\n<!-- end -->\n\n{marks[1]}\n<!-- end -->\nAfter\n"
+    )
+    (tmp_path / "out" / "figures").mkdir()
+    keep_study = importlib.import_module("benchmarks.keep_study")
+    results = keep_study.keep(tmp_path / "out", tmp_path / "kept" / "small")
+    texts = [keep_study.write_tables(document.read_text(), "small", results)]
+    texts.append(keep_study.write_tables(texts[0], "small", results))
+    assert texts[0] == texts[1] and "old" not in texts[0]
+    assert texts[0].startswith(f"Before\n\n{marks[0]}\n\n| method |")
+    assert texts[0].endswith("| +4.0 ± 5.0 |\n\n<!-- end -->\nAfter\n")
+    kept = tmp_path / "kept" / "small"
+    assert {path.name for path in kept.iterdir()} == {
+        "description.yaml",
+        "figures",
+        "page.html",
+        "results.csv",
+        "results.json",
+        "tables.md",
+    }
+    again = load_description(kept / "description.yaml")
+    assert again == described(quantize_afterwards=[], bits=32)
 
 
 def test_figures_and_page_stand_for_themselves(done, tmp_path):

@@ -164,7 +164,9 @@ def _comparisons(comparisons: Sequence[Mapping[str, Any]]) -> str:
     for entry in comparisons:
         where = (entry["model"], entry["data"], entry["training"])
         row = [*map(_text, where), _text(f"{entry['first']} - {entry['second']}")]
-        row += [_number(entry["ratio"], "g"), _text(entry["attack"]), _number(entry["n"], "d")]
+        everywhere = entry["ratio"] is None  # sorts before the single ratios
+        row += [("all", 0.0) if everywhere else _number(entry["ratio"], "g")]
+        row += [_text(entry["attack"]), _number(entry["n"], "d")]
         row += [_number(100 * entry["mean"], "+.2f")]
         if entry["low"] is None:
             row += [("", None), ("", None), _text("one seed only")]

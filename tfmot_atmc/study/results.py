@@ -1,41 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The results of a study: a row for every figure, summaries and paired comparisons."""
+"""The results of a study: a row for every figure, summaries, and the files that hold them."""
 
 from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
 
 from tfmot_atmc.files import write_bytes, write_json
+from tfmot_atmc.study.comparisons import GROUP, compare, pairs_of
 from tfmot_atmc.study.description import Description
 from tfmot_atmc.study.jobs import Job, variant
 from tfmot_atmc.study.work import finished, folder_of
 
-__all__ = [
-    "CLEAN",
-    "COLUMNS",
-    "check_pairs",
-    "collect",
-    "compare",
-    "paired_difference",
-    "summarize",
-    "write_results",
-]
+__all__ = ["CLEAN", "COLUMNS", "collect", "summarize", "write_results"]
 
 CLEAN = "clean"
-_GROUP = ("data", "model", "training")
 
 COLUMNS = (
-    *_GROUP,
+    *GROUP,
     "variant",
     "method",
     "ratio",
@@ -91,7 +79,7 @@ def collect(description: Description, jobs: Mapping[str, Job], out: str | Path) 
         "description": json.loads(json.dumps(description.to_dict())),
         "rows": rows,
         "summary": summary,
-        "comparisons": compare(rows, _pairs(description)),
+        "comparisons": compare(rows, pairs_of(description)),
         "failures": failures,
     }
 
@@ -153,7 +141,7 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Args:
         rows: rows of the results.
     """
-    keys = (*_GROUP, "variant", "ratio", "attack")
+    keys = (*GROUP, "variant", "ratio", "attack")
     groups: dict[tuple, list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(tuple(row[key] for key in keys), []).append(row)
@@ -174,118 +162,6 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return summary
-
-
-def paired_difference(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
-    """Returns the mean of paired differences and its 95% interval by Student's t.
-
-    Args:
-        first: values of one method, one a seed.
-        second: those of the other, for the same seeds.
-
-    Returns:
-        A dict of `n`, `mean`, `sd`, `low` and `high`; the last three are None for one pair.
-
-    Example:
-
-    >>> found = paired_difference([0.5, 0.7, 0.6], [0.4, 0.4, 0.4])
-    >>> [round(found[key], 3) for key in ("mean", "sd", "low", "high")]
-    [0.2, 0.1, -0.048, 0.448]
-    """
-    differences = np.subtract(first, second, dtype=np.float64)
-    n, mean = len(differences), float(np.mean(differences))
-    found: dict[str, Any] = {"n": n, "mean": mean, "sd": None, "low": None, "high": None}
-    if n < 2:
-        return found
-    sd = float(np.std(differences, ddof=1))
-    half = float(stdtrit(n - 1, 0.975)) * sd / math.sqrt(n)
-    return found | {"sd": sd, "low": mean - half, "high": mean + half}
-
-
-def compare(
-    rows: Iterable[Mapping[str, Any]], pairs: Iterable[tuple[str, str]]
-) -> list[dict[str, Any]]:
-    """Returns the differences of accuracies between pairs of variants, over the seeds both have.
-
-    Args:
-        rows: rows of the results.
-        pairs: names of variants; the difference is the first minus the second.
-    """
-    values: dict[tuple, dict[int, float]] = {}
-    attacks: dict[str, None] = {}
-    places: dict[tuple, None] = {}
-    for row in rows:
-        place = (*(row[key] for key in _GROUP), row["ratio"])
-        places[place], attacks[row["attack"]] = None, None
-        values.setdefault((place, row["attack"], row["variant"]), {})[row["seed"]] = row["accuracy"]
-    found = []
-    for (a, b), place, attack in itertools.product(pairs, places, attacks):
-        one, other = values.get((place, attack, a), {}), values.get((place, attack, b), {})
-        seeds = [seed for seed in one if seed in other]
-        if not seeds:
-            continue
-        difference = paired_difference([one[s] for s in seeds], [other[s] for s in seeds])
-        found.append(
-            dict(zip((*_GROUP, "ratio"), place, strict=True))
-            | {"first": a, "second": b, "attack": attack}
-            | difference
-            | {"by_seed": {str(seed): one[seed] - other[seed] for seed in seeds}}
-        )
-    return found
-
-
-def check_pairs(description: Description) -> None:
-    """Raises ValueError if `compare` of a description names what it does not have."""
-    known = _variants(description)
-    for name in itertools.chain.from_iterable(description.compare):
-        if name not in known:
-            raise ValueError(f"Unknown in compare: {name!r}. Known: {', '.join(known)}.")
-
-
-def _variants(description: Description) -> list[str]:
-    """Returns the names of all variants that a description has."""
-    found: dict[str, None] = {}
-    few = [bits for bits in description.bits if bits < 32]
-    for entry in description.methods:
-        if entry.method == "da":
-            continue
-        own = entry.bits or description.bits
-        ways = [("", bits) for bits in own]
-        if 32 in own:
-            ways += itertools.product(description.quantize_afterwards, few)
-        for how, bits in ways:
-            found[variant({"method": entry.name, "bits": bits, "quantized": how})] = None
-    return list(found)
-
-
-def _pairs(description: Description) -> list[tuple[str, str]]:
-    """Returns the pairs of variants to compare; a pair of methods is one at all bits alike."""
-    known = _variants(description)
-    names = [entry.name for entry in description.methods if entry.method != "da"]
-    asked: list[tuple[str, str]] = list(description.compare)
-    if not asked:
-        reference = next((e.name for e in description.methods if e.method == "atmc"), None)
-        if reference is None:
-            return []
-        asked = [(reference, name) for name in names if name != reference]
-        for bits, how in itertools.product(description.bits, description.quantize_afterwards):
-            asked.append((f"{reference}-{bits}", f"{reference} + {how}-{bits}"))
-    found: dict[tuple[str, str], None] = {}
-    for first, second in asked:
-        endings = [""]
-        if first in names and second in names:
-            endings = [v.removeprefix(first) for v in known if _is_of(v, first)]
-        for ending in endings:
-            if first + ending in known and second + ending in known:
-                found[first + ending, second + ending] = None
-    return list(found)
-
-
-def _is_of(name: str, method: str) -> bool:
-    rest = name.removeprefix(method)
-    return name.startswith(method) and (
-        not rest or rest.startswith(" + ") or (rest[0] == "-" and rest[1:].isdigit())
-    )
 
 
 def write_results(results: Mapping[str, Any], jobs: Mapping[str, Job], out: str | Path) -> None:

@@ -13,12 +13,14 @@ import tensorflow as tf
 from rich.console import Console
 
 from tfmot_atmc.files import write_bytes, write_json
+from tfmot_atmc.study.comparisons import check_pairs
 from tfmot_atmc.study.description import Description
 from tfmot_atmc.study.jobs import Job, expand
 from tfmot_atmc.study.page import write_page
 from tfmot_atmc.study.plots import write_figures
 from tfmot_atmc.study.progress import Display
-from tfmot_atmc.study.results import check_pairs, collect, write_results
+from tfmot_atmc.study.results import collect, write_results
+from tfmot_atmc.study.tables import write_tables
 from tfmot_atmc.study.work import finished, folder_of
 from tfmot_atmc.study.workers import Outcome, Task, Workers, attempt, exclusive
 
@@ -50,8 +52,8 @@ def run_study(
 
     Args:
         description: what to run.
-        out: folder for `results.json`, `results.csv`, `times.json`, `page.html`, `figures/`, and
-            the models in `work/`.
+        out: folder for `results.json`, `results.csv`, `tables.md`, `times.json`, `page.html`,
+            `figures/`, and the models in `work/`.
         jobs: how many processes work at once; None for one for every two cores, or one with a GPU;
             0 for this process alone, as TensorFlow is set up in it.
         threads: threads of TensorFlow in each; None for an equal share of the cores.
@@ -83,6 +85,7 @@ def run_study(
             _Run(todo, task, console).run(count)
         results = collect(description, todo, folder)
         write_results(results, todo, folder)
+        write_tables(results, folder)
         figures = write_figures(results, folder / "figures")
         write_page(results, figures, json.loads((folder / "times.json").read_text()), folder)
     failed = [failure for failure in results["failures"] if failure["error"]]
