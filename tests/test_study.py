@@ -181,6 +181,8 @@ def test_a_chain_goes_from_ratio_to_ratio_and_codebooks_do_not_lie_on_it():
         0.1,
     ]
     assert (last.row["epochs"], measured["al0", 0.3, 32].row["epochs"]) == (36, 12)
+    begins = [stage.method.schedule.initial_ratio for stage in jobs[last.needs].stages[1:]]
+    assert begins == [0.25, 0.3, 0.2]  # from the dense start the stage's own, then from the last
     small = jobs[measured["atmc", 0.1, 4].needs]
     names = [stage.name for stage in small.stages]
     assert names == ["dense", "atmc32-0.3", "atmc32-0.2", "atmc32-0.1", "atmc4-0.1"]

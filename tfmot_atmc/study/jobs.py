@@ -12,7 +12,7 @@ from typing import Any
 import keras
 
 from tfmot_atmc import attacks, methods, recipes
-from tfmot_atmc.constraints import ConstantBudget
+from tfmot_atmc.constraints import ConstantBudget, CubicBudget
 from tfmot_atmc.presets import defaults
 from tfmot_atmc.recipes import Stage
 from tfmot_atmc.study.description import AttackEntry, Description, MethodEntry
@@ -223,19 +223,42 @@ def _paths(
     before: tuple[Stage, ...] = (dense if adversarial else dense.on_clean_inputs(),)
     for ratio in sorted(ratios, reverse=True) if description.chain else ratios:
         for bits in entry.bits or description.bits:
-            yield ratio, bits, before + _linked(entry, ratio, bits, description)
+            yield ratio, bits, before + _linked(entry, ratio, bits, before, description)
         if description.chain:
-            before += _linked(entry, ratio, 32, description)
+            before += _linked(entry, ratio, 32, before, description)
 
 
 def _linked(
-    entry: MethodEntry, ratio: float, bits: int, description: Description
+    entry: MethodEntry,
+    ratio: float,
+    bits: int,
+    before: tuple[Stage, ...],
+    description: Description,
 ) -> tuple[Stage, ...]:
-    """Returns the stages of one ratio; in a chain, their names tell the ratios apart."""
+    """Returns the stages of one ratio, that are to follow others.
+
+    In a chain, names tell the ratios apart, and a budget falls from where the last one ended:
+    at the rate of pruning, networks that were sparse already do not survive growing dense again.
+    """
     stages = method_stages(entry, ratio, bits, description)
     if description.chain:
-        stages = [dataclasses.replace(stage, name=f"{stage.name}-{ratio:g}") for stage in stages]
+        end = getattr(before[-1].method, "ratio", None)
+        stages = [
+            dataclasses.replace(
+                stage, name=f"{stage.name}-{ratio:g}", method=_falling_from(end, stage.method)
+            )
+            for stage in stages
+        ]
     return tuple(stages)
+
+
+def _falling_from(ratio: float | None, method: methods.Method) -> methods.Method:
+    """Returns a method whose cubic budget, if it has one, begins at a ratio."""
+    schedule = getattr(method, "schedule", None)
+    if ratio is None or not isinstance(schedule, CubicBudget):
+        return method
+    lower = CubicBudget(**{**schedule.get_config(), "initial_ratio": ratio})
+    return type(method).from_config({**method.get_config(), "schedule": lower})
 
 
 def _training(
