@@ -6,8 +6,9 @@
 trains the dense start and ATMC as `mnist_lenet.py` does (its work folder can be taken), chooses
 between the 32-bit and the 8-bit stage on held-out images, writes `<name>.keras`, `.tflite`, `.json`
 and `.md` into the package, and the table of docs/references.md. Stopped and started again, it goes
-on where it was. `--trained FOLDER` takes finished stages from elsewhere instead, with `--rebuild`
-for the command that made them; `--autoattack 1000` adds AutoAttack to the cards of `--ratios`;
+on where it was. `--trained FOLDER` takes finished stages from elsewhere instead, such as the folder
+of a study's job, with `--stages` for their names and `--rebuild` for the command that made them;
+`--autoattack 1000` adds AutoAttack to the cards of `--ratios`;
 `--ratios=` alone writes the documents anew from the cards.
 """
 
@@ -38,8 +39,7 @@ FILES = ROOT / "tfmot_atmc" / "references" / "files"
 DOCUMENTS = (ROOT / "docs" / "references.md", ROOT / "README.md")
 MARKS = ("<!-- written by benchmarks/reference_models.py -->", "<!-- end -->")
 EPSILON = 76 / 255
-# Stages that may become the model, and the ways of `quantize_after_training` to round them.
-CANDIDATES = ("polished", "atmc8")
+# Ways of `quantize_after_training` to round what was trained.
 EXACT = "as trained"
 ROUNDED = {"8 bits, uniform": ("uniform", None), "8 bits, zero k-means": ("zero_kmeans", 127)}
 
@@ -48,6 +48,7 @@ RATIOS = flags.DEFINE_list("ratios", ["0.01", "0.005"], "Ratios of nonzeros.")
 DENSE_EPOCHS = flags.DEFINE_integer("dense_epochs", 16, "Epochs of the dense start.")
 EPOCHS = flags.DEFINE_integer("epochs", 14, "Epochs of pruning.")
 TRAINED = flags.DEFINE_string("trained", None, "Folder of finished stages, of a single ratio.")
+STAGES = flags.DEFINE_list("stages", ["polished", "atmc8"], "Stages that may become the model.")
 REBUILD = flags.DEFINE_string("rebuild", None, "The command that made --trained.")
 IMAGES = flags.DEFINE_list("images", ["10000", "2000", "1000"], "Images: clean, PGD-16, PGD-40.")
 AUTOATTACK = flags.DEFINE_integer("autoattack", 0, "Images for AutoAttack; 0 for none.")
@@ -89,8 +90,8 @@ REPRODUCIBILITY = (
 
 
 TAKEN_OVER = (
-    " The stages were trained by an earlier state of this package and taken over; their settings, "
-    "in the card's JSON file, are those that the command has."
+    " The stages were trained before, by the command given, and taken over; their settings are in "
+    "the card's JSON file."
 )
 
 
@@ -165,7 +166,7 @@ def rounded(model: keras.Model, how: str, grid: int | None) -> keras.Model:
 def forms(folder: Path) -> dict[tuple[str, str], keras.Model]:
     """What is compared: both stages as they are, and rounded in each way."""
     found = {}
-    for stage in CANDIDATES:
+    for stage in STAGES.value:
         if (folder / f"{stage}.keras").exists():
             trained = keras.saving.load_model(folder / f"{stage}.keras", compile=False)
             plain = atmc.slim_model(atmc.deploy(trained, optimize="size").model)
@@ -173,7 +174,7 @@ def forms(folder: Path) -> dict[tuple[str, str], keras.Model]:
             for values, way in ROUNDED.items():
                 found[stage, values] = rounded(plain, *way)
     if not found:
-        raise ValueError(f"{folder} has none of {', '.join(CANDIDATES)}.")
+        raise ValueError(f"{folder} has none of {', '.join(STAGES.value)}.")
     return found
 
 
