@@ -12,7 +12,7 @@ for the error of the first. C adds nothing here: an entry of it costs what one o
 
 then trains ATMC for an epoch from such factors, under a budget that falls from `--start`, and A-l0
 by the same recipe from the same weights, on MNIST, and attacks both: whether what is saved in the
-weights is worth anything after training.
+weights is worth anything after training. With `--epochs 0` both are attacked untrained.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ RATIOS = flags.DEFINE_list("ratios", ["0.05", "0.01", "0.005", "0.002", "0.001"]
 SHARES = flags.DEFINE_list(
     "shares", ["0.01", "0.02", "0.05", "0.1", "0.2", "0.3"], "Shares of the budget tried for U."
 )
-TRAIN = flags.DEFINE_boolean("train", False, "Train from the factors, and A-l0 from the weights.")
+TRAIN = flags.DEFINE_boolean("train", False, "Train, from the factors and plainly, and attack.")
 START = flags.DEFINE_float("start", 0.2, "k / weights of the factors that training starts from.")
 SHARE = flags.DEFINE_float("share", 0.3, "Share of U in them.")
-EPOCHS = flags.DEFINE_integer("epochs", 1, "Epochs of training.")
+EPOCHS = flags.DEFINE_integer("epochs", 1, "Epochs of training; 0 for none.")
 TEST = flags.DEFINE_integer("test_examples", 5000, "Test images that are attacked.")
 OUT = flags.DEFINE_string("out", None, "Where to write results as JSON.")
 
@@ -123,13 +123,13 @@ def compare(values: Matrices, k: int, shares: list[float]) -> dict[str, Any]:
     }
 
 
-def factorised(model: keras.Model) -> CompressedModel:
-    """ATMC's factors of a model, found by the search at `--start`."""
-    compressed = atmc.compress(model, methods.ATMC(START.value))
+def factorised(model: keras.Model, ratio: float, share: float) -> CompressedModel:
+    """ATMC's factors of a model, found by the search; with a share of 0, the largest entries."""
+    compressed = atmc.compress(model, methods.ATMC(ratio))
     factors = [{f.name.rsplit(":")[-1]: f.variable for f in k.factors} for k in compressed.kernels]
     values = [oriented(named["V"].numpy()) for named in factors]
-    k = round(START.value * sum(value.size for value in values))
-    atoms = round(SHARE.value * k)
+    k = round(ratio * sum(value.size for value in values))
+    atoms = round(share * k)
     base = largest(values, k - atoms)
     for named, v, u in zip(factors, base, with_atoms(values, base, atoms)[1], strict=True):
         shape = named["V"].shape
@@ -139,29 +139,39 @@ def factorised(model: keras.Model) -> CompressedModel:
     return compressed
 
 
-def train(path: str, ratio: float, data: Any) -> list[dict[str, Any]]:
-    """Trains both methods for the same steps, and attacks them."""
-    method = methods.ATMC(ratio, schedule=CubicBudget(START.value, end=0.4))
-    (l0,) = recipes.l0_stages(ratio, EPOCHS.value)
-    stages = {"atmc": dataclasses.replace(l0, name="atmc", method=method), "al0": l0}
+def trained(path: str, ratio: float, name: str, data: Any) -> CompressedModel:
+    """A method's network after training, or without any; ATMC starts from the search's factors."""
+    share = SHARE.value if name == "atmc" else 0.0
+    if not EPOCHS.value:
+        return factorised(plain(path), ratio, share)
+    (stage,) = recipes.l0_stages(ratio, EPOCHS.value)
+    start: keras.Model = plain(path)
+    if name == "atmc":
+        method = methods.ATMC(ratio, schedule=CubicBudget(START.value, end=0.4))
+        stage = dataclasses.replace(stage, name=name, method=method)
+        start = factorised(start, START.value, share)
+    attack = atmc.attacks.PGD(epsilon=76 / 255, steps=3)
+    with tempfile.TemporaryDirectory() as folder:
+        return recipes.run_stages(start, [stage], data, attack=attack, out_dir=folder, verbose=2)
+
+
+def attacked(path: str, ratio: float, data: Any) -> list[dict[str, Any]]:
+    """Accuracy of both methods, clean and under attack."""
     rows = []
-    for name, stage in stages.items():
-        start = factorised(plain(path)) if name == "atmc" else plain(path)
-        attack = atmc.attacks.PGD(epsilon=76 / 255, steps=3)
-        with tempfile.TemporaryDirectory() as folder:
-            trained = recipes.run_stages(
-                start, [stage], data, attack=attack, out_dir=folder, verbose=2
-            )
+    for name in ("atmc", "al0"):
+        model = trained(path, ratio, name, data)
         report = atmc.evaluate_robustness(
-            atmc.strip_compression(trained),
+            atmc.strip_compression(model),
             (data.x_test[: TEST.value], data.y_test[: TEST.value]),
             attacks={"PGD-16": standard_attacks(76 / 255)["PGD-16"]},
+            verbose=0,
         )
         rows.append(
             {
                 "method": name,
                 "ratio": ratio,
-                "nonzeros": trained.compression_report().parts(),
+                "epochs": EPOCHS.value,
+                "nonzeros": model.compression_report().parts(),
                 "clean": report.clean_accuracy,
                 "PGD-16": report.robust_accuracy,
             }
@@ -196,10 +206,10 @@ def main(_: list[str]) -> None:
     data = atmc.datasets.load("mnist") if TRAIN.value else None
     for path in FILES.value:
         rows = search(path, ratios)
-        trained = [row for r in ratios for row in train(path, r, data)] if TRAIN.value else []
-        found[Path(path).stem] = {"weights": rows, "trained": trained}
         show(path, rows)
-        show(path, trained)
+        accuracies = [row for r in ratios for row in attacked(path, r, data)] if data else []
+        show(path, accuracies)
+        found[Path(path).stem] = {"weights": rows, "accuracies": accuracies}
     if OUT.value:
         write_json(OUT.value, found)
 
