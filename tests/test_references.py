@@ -35,7 +35,7 @@ def copies(tmp_path, monkeypatch):
 
 
 def test_there_is_a_model_for_each_ratio_measured_so_far_larger_ratios_first():
-    assert {"lenet-mnist-0.01", "lenet-mnist-0.005"} <= set(NAMES)
+    assert {f"lenet-mnist-{ratio}" for ratio in (0.05, 0.01, 0.005, 0.002, 0.001)} <= set(NAMES)
     ratios = [references.card(name)["network"]["ratio"] for name in NAMES]
     assert ratios == sorted(ratios, reverse=True)
 
@@ -98,7 +98,8 @@ def test_accuracies_of_the_card_lie_in_their_intervals_and_fall_with_the_attack(
         assert found["n"] >= 1000
     assert accuracy["clean"]["n"] == 10_000
     assert accuracy["clean"]["same_labels_as_keras"] == 10_000
-    assert accuracy["clean"]["accuracy"] > 0.9
+    smallest = card["network"]["ratio"] < 0.002  # below 400 nonzeros, clean accuracy goes as well
+    assert accuracy["clean"]["accuracy"] > (0.85 if smallest else 0.9)
     assert accuracy["clean"]["accuracy"] > accuracy["PGD-16"]["accuracy"]
     assert accuracy["PGD-16"]["accuracy"] > accuracy["PGD-40"]["accuracy"]
     assert card["epsilon_255"] == pytest.approx(255 * card["epsilon"])

@@ -22,7 +22,7 @@ def names() -> list[str]:
     Example:
 
     >>> names()[:2]
-    ['lenet-mnist-0.01', 'lenet-mnist-0.005']
+    ['lenet-mnist-0.05', 'lenet-mnist-0.01']
     """
 
     def order(name: str) -> tuple[str, float]:
