@@ -6,18 +6,20 @@
 trains the dense start and ATMC as `mnist_lenet.py` does (its work folder can be taken), chooses
 between the 32-bit and the 8-bit stage on held-out images, writes `<name>.keras`, `.tflite`, `.json`
 and `.md` into the package, and the table of docs/references.md. Stopped and started again, it goes
-on where it was. `--trained FOLDER` takes finished stages from elsewhere instead, such as the folder
-of a study's job, with `--stages` for their names and `--rebuild` for the command that made them;
-`--autoattack 1000` adds AutoAttack to the cards of `--ratios`;
+on where it was. `--study FILE --seed N` trains ATMC as a study of chained ratios does, and
+`--trained FOLDER` takes finished stages from elsewhere, with `--rebuild` for the command that made
+them; `--autoattack 1000` adds AutoAttack to the cards of `--ratios`;
 `--ratios=` alone writes the documents anew from the cards.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +31,20 @@ from rich.console import Console
 from rich.markup import escape
 
 import tfmot_atmc as atmc
-from tfmot_atmc import recipes, references
+from tfmot_atmc import recipes, references, study
 from tfmot_atmc.files import write_bytes, write_json, written_whole
 from tfmot_atmc.pipeline import package_versions, standard_attacks
 from tfmot_atmc.quantization import quantize_values
+from tfmot_atmc.study.jobs import Job, expand
+from tfmot_atmc.study.work import do, folder_of
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ROOT / "tfmot_atmc" / "references" / "files"
 DOCUMENTS = (ROOT / "docs" / "references.md", ROOT / "README.md")
 MARKS = ("<!-- written by benchmarks/reference_models.py -->", "<!-- end -->")
 EPSILON = 76 / 255
-# Ways of `quantize_after_training` to round what was trained.
+# Stages that may become the model, and ways of `quantize_after_training` to round what was trained.
+CANDIDATES = ("polished", "atmc8")
 EXACT = "as trained"
 ROUNDED = {"8 bits, uniform": ("uniform", None), "8 bits, zero k-means": ("zero_kmeans", 127)}
 
@@ -48,7 +53,8 @@ RATIOS = flags.DEFINE_list("ratios", ["0.01", "0.005"], "Ratios of nonzeros.")
 DENSE_EPOCHS = flags.DEFINE_integer("dense_epochs", 16, "Epochs of the dense start.")
 EPOCHS = flags.DEFINE_integer("epochs", 14, "Epochs of pruning.")
 TRAINED = flags.DEFINE_string("trained", None, "Folder of finished stages, of a single ratio.")
-STAGES = flags.DEFINE_list("stages", ["polished", "atmc8"], "Stages that may become the model.")
+STUDY = flags.DEFINE_string("study", None, "Description of a study to train by.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the study.")
 REBUILD = flags.DEFINE_string("rebuild", None, "The command that made --trained.")
 IMAGES = flags.DEFINE_list("images", ["10000", "2000", "1000"], "Images: clean, PGD-16, PGD-40.")
 AUTOATTACK = flags.DEFINE_integer("autoattack", 0, "Images for AutoAttack; 0 for none.")
@@ -117,6 +123,21 @@ def train(ratio: float, data: Any) -> tuple[Path, Path]:
     return start, folder
 
 
+def train_by_study(ratio: float) -> Path:
+    """Trains what a study has up to a ratio and is not there yet; returns the folder."""
+    description = study.load_description(STUDY.value)
+    mine = dataclasses.replace(description, methods=("atmc",), bits=(32,), seeds=(SEED.value,))
+    jobs = expand(mine)
+    name = next(job for job in jobs.values() if job.row and job.row["ratio"] == ratio).needs
+    needed: list[Job] = []
+    while name is not None:
+        needed.insert(0, jobs[name])
+        name = jobs[name].needs
+    for job in needed:
+        do(job, jobs, WORK.value)
+    return folder_of(WORK.value, needed[-1])
+
+
 def stage_rows(start: Path, folder: Path, last: str) -> list[dict[str, Any]]:
     """What the cards say of each stage up to the last, from the records beside the weights."""
     records = [json.loads(path.read_text()) for path in folder.glob("*.json")]
@@ -163,10 +184,10 @@ def rounded(model: keras.Model, how: str, grid: int | None) -> keras.Model:
     return small
 
 
-def forms(folder: Path) -> dict[tuple[str, str], keras.Model]:
+def forms(folder: Path, names: Sequence[str]) -> dict[tuple[str, str], keras.Model]:
     """What is compared: both stages as they are, and rounded in each way."""
     found = {}
-    for stage in STAGES.value:
+    for stage in names:
         if (folder / f"{stage}.keras").exists():
             trained = keras.saving.load_model(folder / f"{stage}.keras", compile=False)
             plain = atmc.slim_model(atmc.deploy(trained, optimize="size").model)
@@ -174,13 +195,15 @@ def forms(folder: Path) -> dict[tuple[str, str], keras.Model]:
             for values, way in ROUNDED.items():
                 found[stage, values] = rounded(plain, *way)
     if not found:
-        raise ValueError(f"{folder} has none of {', '.join(STAGES.value)}.")
+        raise ValueError(f"{folder} has none of {', '.join(names)}.")
     return found
 
 
-def choose(folder: Path, data: Any, work: Path) -> tuple[str, keras.Model, list[dict[str, Any]]]:
+def choose(
+    folder: Path, names: Sequence[str], data: Any, work: Path
+) -> tuple[str, keras.Model, list[dict[str, Any]]]:
     """The rounded model that is best on held-out images, its stage, and what was compared."""
-    rows, models = [], forms(folder)
+    rows, models = [], forms(folder, names)
     subset = (data.x_validation, data.y_validation)
     attack = standard_attacks(EPSILON)["PGD-40"]
     for (stage, values), model in models.items():
@@ -329,27 +352,40 @@ def describe_file(path: Path) -> dict[str, Any]:
     return {"file": path.name, "bytes": len(content), "sha256": digest}
 
 
+def trained(ratio: float, data: Any) -> tuple[Path, Path, Sequence[str]]:
+    """The folders of the dense start and of the stages, and which stages may become the model."""
+    if TRAINED.value:
+        folder = Path(TRAINED.value)
+        return folder.parent / "dense", folder, CANDIDATES
+    if STUDY.value:
+        folder = train_by_study(ratio)
+        return folder, folder, (f"atmc32-{ratio:g}",)
+    return *train(ratio, data), CANDIDATES
+
+
+def command_for(ratio: float) -> str:
+    command = f"python benchmarks/reference_models.py --ratios {ratio:g}"
+    if STUDY.value:
+        return f"{command} --study {STUDY.value} --seed {SEED.value}"
+    if (EPOCHS.value, DENSE_EPOCHS.value) != (14, 16):
+        command += f" --epochs {EPOCHS.value} --dense_epochs {DENSE_EPOCHS.value}"
+    return command
+
+
 def build(ratio: float, data: Any) -> None:
     """Makes one model with its card."""
     name, out = f"lenet-mnist-{ratio:g}", Path(OUT.value)
     work = Path(WORK.value)
     work.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    if TRAINED.value:
-        folder = Path(TRAINED.value)
-        start = folder.parent / "dense"
-    else:
-        start, folder = train(ratio, data)
+    start, folder, stages = trained(ratio, data)
     console(f"{name}: choosing")
-    stage, model, candidates = choose(folder, data, work)
+    stage, model, candidates = choose(folder, stages, data, work)
     if not _is_saved(model, out / f"{name}.keras"):
         save_small(model, out / f"{name}.keras")
     export_of(model, out / f"{name}.tflite", data)
     measured = measure(name, data, work)
     same = measured["accuracy"]["clean"]
-    command = f"python benchmarks/reference_models.py --ratios {ratio:g}"
-    if (EPOCHS.value, DENSE_EPOCHS.value) != (14, 16):
-        command += f" --epochs {EPOCHS.value} --dense_epochs {DENSE_EPOCHS.value}"
     card = {
         "name": name,
         "summary": SUMMARY.format(percent=100 * ratio),
@@ -369,7 +405,7 @@ def build(ratio: float, data: Any) -> None:
         **measured,
         "agreement": f"the `.keras` file gives the same label on {same['same_labels_as_keras']:,} "
         f"of {same['n']:,} test images.",
-        "rebuild": REBUILD.value or command,
+        "rebuild": REBUILD.value or command_for(ratio),
         "reproducibility": REPRODUCIBILITY + (TAKEN_OVER if TRAINED.value else ""),
         "versions": package_versions(),
         "licence": "Apache-2.0",
