@@ -55,7 +55,11 @@ def trained(jobs):
 def test_every_study_of_the_project_can_be_expanded(path):
     description = load_description(path)
     assert description.name == path.stem
-    assert len(expand(description)) > 20
+    rows = [job.row for job in expand(description).values() if job.row]
+    assert {row["method"] for row in rows} == {"da", *(m.name for m in description.methods)}
+    for entry in description.methods:
+        ratios = {row["ratio"] for row in rows if row["method"] == entry.name}
+        assert ratios == set(entry.ratios or description.ratios)
 
 
 @pytest.mark.parametrize(
