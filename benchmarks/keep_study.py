@@ -21,6 +21,7 @@ import yaml
 from absl import app, flags
 
 from tfmot_atmc.files import write_bytes
+from tfmot_atmc.study.plots import groups
 from tfmot_atmc.study.tables import accuracies, comparisons
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,7 +48,14 @@ def keep(study: Path, folder: Path) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any], what: str) -> str:
-    """Returns the table that a mark in the document asks for."""
+    """Returns the table that a mark in the document asks for.
+
+    Raises:
+        ValueError: if the study does not have it, or has one for each of several networks, datasets
+            or training attacks: no row could say which it is of.
+    """
+    if len(titles := groups(results["summary"])) != 1:
+        raise ValueError(f"A mark needs a study of one kind. This one has {', '.join(titles)}.")
     if what.startswith("accuracies "):
         attacks = [name.strip() for name in what.removeprefix("accuracies ").split(",")]
         return accuracies(results["summary"], attacks)

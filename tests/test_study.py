@@ -370,6 +370,11 @@ def test_a_kept_study_fills_the_marked_places_of_a_document_each_time_anew(done,
     texts = [keep_study.write_tables(document.read_text(), "small", results)]
     texts.append(keep_study.write_tables(texts[0], "small", results))
     assert texts[0] == texts[1] and "old" not in texts[0]
+    mixed = [{**entry, "training": "other"} for entry in results["summary"]]
+    with pytest.raises(ValueError, match="a study of one kind.*trained under other"):
+        keep_study.table({**results, "summary": results["summary"] + mixed}, "accuracies clean")
+    with pytest.raises(ValueError, match="no table 'atmc minus ap'"):
+        keep_study.table(results, "atmc minus ap")
     assert texts[0].startswith(f"Before\n\n{marks[0]}\n\n| method |")
     assert texts[0].endswith("| +4.0 ± 5.0 |\n\n<!-- end -->\nAfter\n")
     kept = tmp_path / "kept" / "small"
