@@ -15,6 +15,7 @@ import yaml
 
 from tfmot_atmc import attacks, models
 from tfmot_atmc.attacks import Attack
+from tfmot_atmc.objectives import AdversarialLoss
 from tfmot_atmc.presets import defaults
 from tfmot_atmc.quantization import WAYS
 from tfmot_atmc.recipes import PRESETS
@@ -130,6 +131,8 @@ class Description:
         preset: `"default"`, or `"paper"` for the stages of the authors' code.
         objective: `"adversarial"` or `"half"`, of stages that have none of their own; or
             `"trades"`, which goes with the attack of that name, of all that train under attack.
+        clean_weight: share of the loss on clean inputs in all stages that train under attack and
+            have one of their own, such as pruning; 0 as in the paper. None for the stages' own.
         batch_size: examples a step; None for the stages' own.
         limit: at most so many examples in each split; None for all.
         test_examples: at most so many test examples; None for all.
@@ -160,6 +163,7 @@ class Description:
     phases: str = "all"
     preset: str = "default"
     objective: str = "adversarial"
+    clean_weight: float | None = None
     batch_size: int | None = None
     limit: int | None = None
     test_examples: int | None = None
@@ -195,6 +199,10 @@ class Description:
             optional = value is None and not name.endswith("epochs")
             if not optional and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"`{name}` must be an integer of at least 1. Received {value!r}.")
+        if self.clean_weight is not None:
+            AdversarialLoss(self.clean_weight)
+            if self.objective == "trades":
+                raise ValueError("`clean_weight` has no meaning with `objective: trades`.")
         if any(not isinstance(seed, int) or seed < 0 for seed in self.seeds):
             raise ValueError(f"`seeds` must be integers of at least 0. Received {self.seeds}.")
         if any(len(pair) != 2 for pair in self.compare):

@@ -13,6 +13,7 @@ import keras
 
 from tfmot_atmc import attacks, methods, recipes
 from tfmot_atmc.constraints import ConstantBudget, CubicBudget
+from tfmot_atmc.objectives import AdversarialLoss
 from tfmot_atmc.presets import defaults
 from tfmot_atmc.recipes import Stage
 from tfmot_atmc.study.description import AttackEntry, Description, MethodEntry
@@ -152,6 +153,8 @@ def _adapted(stage: Stage, entry: MethodEntry, description: Description) -> Stag
         stage = stage.on_clean_inputs()
     elif description.objective == "trades":
         stage = stage.with_objective_of_the_run()
+    elif description.clean_weight is not None and stage.objective is not None:
+        stage = dataclasses.replace(stage, objective=AdversarialLoss(description.clean_weight))
     return dataclasses.replace(
         stage,
         name=stage.name.replace("atmc", entry.method),
