@@ -6,7 +6,7 @@
 
 copies description, results, tables, figures and page to benchmarks/results/NAME, and replaces what
 stands in the document between `<!-- NAME: WHAT -->` and `<!-- end -->`, where WHAT is `accuracies
-ATTACK, ...` or `FIRST minus SECOND`.
+ATTACK, ...` or `FIRST minus SECOND`, and ` trained under NAME` where a study has several trainings.
 """
 
 from __future__ import annotations
@@ -54,13 +54,19 @@ def table(results: dict[str, Any], what: str) -> str:
         ValueError: if the study does not have it, or has one for each of several networks, datasets
             or training attacks: no row could say which it is of.
     """
-    if len(titles := groups(results["summary"])) != 1:
-        raise ValueError(f"A mark needs a study of one kind. This one has {', '.join(titles)}.")
-    if what.startswith("accuracies "):
-        attacks = [name.strip() for name in what.removeprefix("accuracies ").split(",")]
-        return accuracies(results["summary"], attacks)
-    pair = tuple(what.split(" minus "))
-    found = [e for e in results["comparisons"] if (e["first"], e["second"]) == pair]
+    asked, _, training = what.partition(" trained under ")
+    summary, pairs = (
+        [entry for entry in results[name] if training in ("", entry["training"])]
+        for name in ("summary", "comparisons")
+    )
+    if len(titles := groups(summary)) != 1:
+        raise ValueError(
+            f"The mark {what!r} needs results of one kind. There are {', '.join(titles) or 'none'}."
+        )
+    if asked.startswith("accuracies "):
+        attacks = [name.strip() for name in asked.removeprefix("accuracies ").split(",")]
+        return accuracies(summary, attacks)
+    found = [e for e in pairs if [e["first"], e["second"]] == asked.split(" minus ")]
     if not found:
         raise ValueError(f"The study has no table {what!r}.")
     return comparisons(found)

@@ -174,8 +174,13 @@ def test_a_kept_study_fills_the_marked_places_of_a_document_each_time_anew(done,
     texts.append(keep_study.write_tables(texts[0], "small", results))
     assert texts[0] == texts[1] and "old" not in texts[0]
     mixed = [{**entry, "training": "other"} for entry in results["summary"]]
-    with pytest.raises(ValueError, match="a study of one kind.*trained under other"):
-        keep_study.table({**results, "summary": results["summary"] + mixed}, "accuracies clean")
+    mixed = {**results, "summary": results["summary"] + mixed}
+    with pytest.raises(ValueError, match="results of one kind.*trained under other"):
+        keep_study.table(mixed, "accuracies clean")
+    of_one = keep_study.table(mixed, "accuracies clean trained under other")
+    assert of_one == keep_study.table(results, "accuracies clean")
+    with pytest.raises(ValueError, match="There are none"):
+        keep_study.table(mixed, "accuracies clean trained under wrm")
     with pytest.raises(ValueError, match="no table 'atmc minus ap'"):
         keep_study.table(results, "atmc minus ap")
     assert texts[0].startswith(f"Before\n\n{marks[0]}\n\n| method |")
