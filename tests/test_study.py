@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Studies: what a description expands to."""
 
+import dataclasses
 import pathlib
 
 import pytest
@@ -67,6 +68,7 @@ def test_every_study_of_the_project_can_be_expanded(path):
         ({"test": ["pgd"]}, "must map names"),
         ({"test": {"PGD": {"steps": 3}}}, "mapping with `attack`"),
         ({"compare": [["atmc"]]}, "pairs"),
+        ({"finish": True, "preset": "paper"}, "`preset: default` only"),
     ],
 )
 def test_a_description_that_does_not_fit_is_refused_with_the_reason(changes, message):
@@ -182,6 +184,27 @@ def test_a_chain_goes_from_ratio_to_ratio_and_codebooks_do_not_lie_on_it():
     one = [described(seeds=[0], ratios=[0.1], chain=chain) for chain in (False, True)]
     costs = [sorted(job.cost for job in trained(expand(description))) for description in one]
     assert costs[0] == costs[1]
+
+
+def test_finished_models_are_trained_as_long_as_those_with_codebooks_and_off_the_chain():
+    description = described(finish=True, chain=True, seeds=[0])
+    for entry in description.methods:
+        (*one, last), (*other, codebook) = (
+            method_stages(entry, 0.1, bits, description) for bits in (32, 4)
+        )
+        assert [stage.name for stage in one] == [stage.name for stage in other]
+        assert last.name == "finished" and codebook.method.bits == 4
+        assert last.objective.clean_weight == codebook.objective.clean_weight
+        same = {"name": "", "method": None, "objective": None}
+        assert dataclasses.replace(last, **same) == dataclasses.replace(codebook, **same)
+        assert last.method.bits in (32, None)
+        assert type(last.method) is type(codebook.method)
+    jobs = expand(description)
+    before = expand(described(chain=True, seeds=[0]))
+    new = [job.stages[-1].name for job in trained(jobs) if job.name not in before]
+    assert sorted(new) == sorted(f"finished-{ratio:g}" for ratio in (0.2, 0.1) for _ in range(3))
+    epochs = {job.row["epochs"] for job in jobs.values() if job.row and job.row["ratio"] == 0.1}
+    assert epochs == {12 + 3 + 3 + 12 + 3 + 3 + 1}
 
 
 def test_entries_of_methods_change_their_own_stages_only():

@@ -128,6 +128,8 @@ class Description:
         chain: start each ratio from the same method's finished model of the next larger one, and
             not from the dense start; its epochs are then those of all ratios down to it.
         phases: `"all"`, or `"pruning"` to leave out hardening and polishing.
+        finish: train 32-bit models as long as those with codebooks, in the same last stage without
+            codebooks, so that what is quantised afterwards has seen as much.
         preset: `"default"`, or `"paper"` for the stages of the authors' code.
         objective: `"adversarial"` or `"half"`, of stages that have none of their own; or
             `"trades"`, which goes with the attack of that name, of all that train under attack.
@@ -161,6 +163,7 @@ class Description:
     epochs: int = 8
     chain: bool = False
     phases: str = "all"
+    finish: bool = False
     preset: str = "default"
     objective: str = "adversarial"
     clean_weight: float | None = None
@@ -199,12 +202,18 @@ class Description:
             optional = value is None and not name.endswith("epochs")
             if not optional and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"`{name}` must be an integer of at least 1. Received {value!r}.")
+        if any(not isinstance(seed, int) or seed < 0 for seed in self.seeds):
+            raise ValueError(f"`seeds` must be integers of at least 0. Received {self.seeds}.")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Refuses entries that do not go with each other."""
         if self.clean_weight is not None:
             AdversarialLoss(self.clean_weight)
             if self.objective == "trades":
                 raise ValueError("`clean_weight` has no meaning with `objective: trades`.")
-        if any(not isinstance(seed, int) or seed < 0 for seed in self.seeds):
-            raise ValueError(f"`seeds` must be integers of at least 0. Received {self.seeds}.")
+        if self.finish and self.preset == "paper":
+            raise ValueError("`finish` goes with the stages of `preset: default` only.")
         if any(len(pair) != 2 for pair in self.compare):
             raise ValueError(f"`compare` must be pairs of names. Received {self.compare}.")
         if self.quantize_afterwards and not any(bits < 32 for bits in self.bits):

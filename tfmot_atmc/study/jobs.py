@@ -104,6 +104,10 @@ def method_stages(
     """
     epochs, preset = description.epochs, description.preset
     template = recipes.atmc_stages(ratio, bits, epochs, preset)
+    if description.finish and bits == 32:
+        with_codebook = recipes.atmc_stages(ratio, 8, epochs)[-1]
+        plain = template[-1].method
+        template.append(dataclasses.replace(with_codebook, name="finished", method=plain))
     if description.phases == "pruning":
         template = [stage for stage in template if stage.name not in ("hardened", "polished")]
     if entry.method == "atmc":
@@ -228,7 +232,8 @@ def _paths(
         for bits in entry.bits or description.bits:
             yield ratio, bits, before + _linked(entry, ratio, bits, before, description)
         if description.chain:
-            before += _linked(entry, ratio, 32, before, description)
+            link = dataclasses.replace(description, finish=False)
+            before += _linked(entry, ratio, 32, before, link)
 
 
 def _linked(
