@@ -6,7 +6,7 @@
 trains the dense start and ATMC as `mnist_lenet.py` does (its work folder can be taken), chooses
 between the 32-bit and the 8-bit stage on held-out images, writes `<name>.keras`, `.tflite`, `.json`
 and `.md` into the package, and the table of docs/references.md. Stopped and started again, it goes
-on where it was. `--study FILE --seed N` trains ATMC as a study of chained ratios does, and
+on where it was. `--study FILE --seed N` trains ATMC-32 as a study does, and
 `--trained FOLDER` takes finished stages from elsewhere, with `--rebuild` for the command that made
 them; `--autoattack 1000` adds AutoAttack to the cards of `--ratios`;
 `--ratios=` alone writes the documents anew from the cards.
@@ -25,23 +25,20 @@ from typing import Any
 
 import keras
 import numpy as np
+import reference_cards as cards
 import tensorflow as tf
 from absl import app, flags
 from rich.console import Console
 from rich.markup import escape
 
 import tfmot_atmc as atmc
-from tfmot_atmc import recipes, references, study
-from tfmot_atmc.files import write_bytes, write_json, written_whole
+from tfmot_atmc import recipes, study
+from tfmot_atmc.files import write_json, written_whole
 from tfmot_atmc.pipeline import package_versions, standard_attacks
 from tfmot_atmc.quantization import quantize_values
 from tfmot_atmc.study.jobs import Job, expand
 from tfmot_atmc.study.work import do, folder_of
 
-ROOT = Path(__file__).resolve().parent.parent
-FILES = ROOT / "tfmot_atmc" / "references" / "files"
-DOCUMENTS = (ROOT / "docs" / "references.md", ROOT / "README.md")
-MARKS = ("<!-- written by benchmarks/reference_models.py -->", "<!-- end -->")
 EPSILON = 76 / 255
 # Stages that may become the model, and ways of `quantize_after_training` to round what was trained.
 CANDIDATES = ("polished", "atmc8")
@@ -59,46 +56,7 @@ REBUILD = flags.DEFINE_string("rebuild", None, "The command that made --trained.
 IMAGES = flags.DEFINE_list("images", ["10000", "2000", "1000"], "Images: clean, PGD-16, PGD-40.")
 AUTOATTACK = flags.DEFINE_integer("autoattack", 0, "Images for AutoAttack; 0 for none.")
 THREADS = flags.DEFINE_integer("threads", 1, "Threads of this process; 0 for all cores.")
-OUT = flags.DEFINE_string("out", str(FILES), "Folder of the models and cards.")
-
-SUMMARY = (
-    "LeNet for MNIST digits, trained under attack and compressed by ATMC (Gui et al., NeurIPS "
-    "2019) to {percent:g}% of its kernel weights, with int8 values."
-)
-AFTER_TRAINING = (
-    "After training, the kernels are multiplied out or left as products of two, whichever takes "
-    "fewer bytes (`deploy`); each kernel is rounded to 8 bits, integers in [-127, 127] times one "
-    "scale, and so is each bias; channels that change nothing are removed (`slim_model`). The "
-    "`.tflite` file stores the codes and restores the same float32 weights, bit for bit."
-)
-RULE = (
-    "The stage and the way of rounding are those that withstand PGD-40 best on held-out training "
-    "images; test images took no part. Rounded files have about the same size, so size does not "
-    "decide."
-)
-INTENDED_USE = (
-    "A small, fixed network to test deployment, attacks and evaluation against, and a figure for "
-    "other compressed networks to beat. It is no product for reading digits."
-)
-LIMITS = (
-    "MNIST alone: centred 28 x 28 digits in [0, 1], light on dark. Other images get an answer as "
-    "well, and a wrong one.",
-    "Robustness is measured, not proven, within one l-infinity ball and on some of the test "
-    "images; other attacks, norms and shifts of the data are open.",
-    "PGD overstates the robustness of networks this sparse: AutoAttack leaves much less (see "
-    "docs/results.md).",
-    "Intervals are of the sampling of test images; one seed was trained.",
-)
-REPRODUCIBILITY = (
-    "The same seed gives the same weights on the same machine with the same versions and threads; "
-    "elsewhere sums are rounded differently and figures differ within the spread of seeds."
-)
-
-
-TAKEN_OVER = (
-    " The stages were trained before, by the command given, and taken over; their settings are in "
-    "the card's JSON file."
-)
+OUT = flags.DEFINE_string("out", str(cards.FILES), "Folder of the models and cards.")
 
 
 def console(text: str) -> None:
@@ -123,10 +81,11 @@ def train(ratio: float, data: Any) -> tuple[Path, Path]:
     return start, folder
 
 
-def train_by_study(ratio: float) -> Path:
-    """Trains what a study has up to a ratio and is not there yet; returns the folder."""
+def train_by_study(ratio: float) -> tuple[Path, str]:
+    """Trains what a study has up to a ratio and is not there yet; returns folder and last stage."""
     description = study.load_description(STUDY.value)
-    mine = dataclasses.replace(description, methods=("atmc",), bits=(32,), seeds=(SEED.value,))
+    own = tuple(entry for entry in description.methods if entry.name == "atmc")
+    mine = dataclasses.replace(description, methods=own, bits=(32,), seeds=(SEED.value,))
     jobs = expand(mine)
     name = next(job for job in jobs.values() if job.row and job.row["ratio"] == ratio).needs
     needed: list[Job] = []
@@ -135,43 +94,7 @@ def train_by_study(ratio: float) -> Path:
         name = jobs[name].needs
     for job in needed:
         do(job, jobs, WORK.value)
-    return folder_of(WORK.value, needed[-1])
-
-
-def stage_rows(start: Path, folder: Path, last: str) -> list[dict[str, Any]]:
-    """What the cards say of each stage up to the last, from the records beside the weights."""
-    records = [json.loads(path.read_text()) for path in folder.glob("*.json")]
-    by_digest = {record["digest"]: record for record in records if "digest" in record}
-    record: Any = next(record for record in by_digest.values() if record["stage"] == last)
-    chain = []
-    while record is not None:
-        chain.insert(0, record)
-        record = by_digest.get(record["start"])
-    if chain[0]["stage"] != "dense" and (start / "dense.json").exists():
-        chain.insert(0, json.loads((start / "dense.json").read_text()))
-    return [_stage_row(record) for record in chain]
-
-
-def _stage_row(record: dict[str, Any]) -> dict[str, Any]:
-    attack, method = record["attack"], record["method"]
-    config = attack["config"]
-    bits = method["config"].get("bits")
-    return {
-        "name": record["stage"],
-        "method": method["class_name"] + (f"-{bits}" if bits else ""),
-        "epochs": record["epochs"],
-        "attack": f"{attack['class_name']}-{config['steps']}",
-        "rule": config["rule"],
-        "epsilon": config["epsilon"],
-        "epsilon_255": round(255 * config["epsilon"], 4),
-        "objective": record["objective"].strip("'"),
-        "optimizer": record["optimizer"],
-        "learning_rate": record["learning_rate"],
-        "clipnorm": record["clipnorm"],
-        "batch_size": record["batch_size"],
-        "seed": record["seed"],
-        "settings": {"method": method, "attack": attack},
-    }
+    return folder_of(WORK.value, needed[-1]), needed[-1].stages[-1].name
 
 
 def rounded(model: keras.Model, how: str, grid: int | None) -> keras.Model:
@@ -320,46 +243,14 @@ def _clean(path: Path, source: keras.Model, x: Any, y: Any) -> dict[str, Any]:
     }
 
 
-def network_of(model: keras.Model, folder: Path, stage: str) -> dict[str, Any]:
-    trained = keras.saving.load_model(folder / f"{stage}.keras", compile=False)
-    report = trained.compression_report()
-    kernels = [
-        {
-            "name": variable.path,
-            "shape": list(variable.shape),
-            "nonzeros": int(np.count_nonzero(value)),
-            "values": int(np.unique(value[value != 0]).size),
-        }
-        for variable, value in zip(model.weights, model.get_weights(), strict=True)
-        if value.ndim > 1
-    ]
-    return {
-        "name": "lenet",
-        "description": "Two 5 x 5 convolutions with max-pooling and no ReLU between them, two "
-        "dense layers with a ReLU between them; logits for 10 digits.",
-        "input_shape": list(model.input_shape[1:]),
-        "num_classes": model.output_shape[-1],
-        "dense_kernel_weights": report.dense_parameters,
-        "trained_nonzeros": report.nonzeros,
-        "nonzeros": sum(kernel["nonzeros"] for kernel in kernels),
-        "kernels": kernels,
-    }
-
-
-def describe_file(path: Path) -> dict[str, Any]:
-    content = path.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
-    return {"file": path.name, "bytes": len(content), "sha256": digest}
-
-
 def trained(ratio: float, data: Any) -> tuple[Path, Path, Sequence[str]]:
     """The folders of the dense start and of the stages, and which stages may become the model."""
     if TRAINED.value:
         folder = Path(TRAINED.value)
         return folder.parent / "dense", folder, CANDIDATES
     if STUDY.value:
-        folder = train_by_study(ratio)
-        return folder, folder, (f"atmc32-{ratio:g}",)
+        folder, stage = train_by_study(ratio)
+        return folder, folder, (stage,)
     return *train(ratio, data), CANDIDATES
 
 
@@ -388,8 +279,10 @@ def build(ratio: float, data: Any) -> None:
     same = measured["accuracy"]["clean"]
     card = {
         "name": name,
-        "summary": SUMMARY.format(percent=100 * ratio),
-        "files": {kind: describe_file(out / f"{name}.{kind}") for kind in ("keras", "tflite")},
+        "summary": cards.SUMMARY.format(percent=100 * ratio),
+        "files": {
+            kind: cards.describe_file(out / f"{name}.{kind}") for kind in ("keras", "tflite")
+        },
         "data": {
             "name": "MNIST (LeCun, Cortes and Burges)",
             "training": len(data.x_train),
@@ -397,20 +290,23 @@ def build(ratio: float, data: Any) -> None:
             "test": len(data.x_test),
             "preparation": "Pixels are divided by 255; nothing is augmented.",
         },
-        "network": network_of(model, folder, stage) | {"ratio": ratio},
-        "recipe": {"stages": stage_rows(start, folder, stage), "after_training": AFTER_TRAINING},
-        "selection": {"stage": stage, "rule": RULE, "candidates": candidates},
+        "network": cards.network_of(model, folder, stage) | {"ratio": ratio},
+        "recipe": {
+            "stages": cards.stage_rows(start, folder, stage),
+            "after_training": cards.AFTER_TRAINING,
+        },
+        "selection": {"stage": stage, "rule": cards.RULE, "candidates": candidates},
         "epsilon": EPSILON,
         "epsilon_255": round(EPSILON * 255, 4),
         **measured,
         "agreement": f"the `.keras` file gives the same label on {same['same_labels_as_keras']:,} "
         f"of {same['n']:,} test images.",
         "rebuild": REBUILD.value or command_for(ratio),
-        "reproducibility": REPRODUCIBILITY + (TAKEN_OVER if TRAINED.value else ""),
+        "reproducibility": cards.REPRODUCIBILITY + (cards.TAKEN_OVER if TRAINED.value else ""),
         "versions": package_versions(),
         "licence": "Apache-2.0",
-        "intended_use": INTENDED_USE,
-        "limits": list(LIMITS),
+        "intended_use": cards.INTENDED_USE,
+        "limits": list(cards.LIMITS),
     }
     write_json(out / f"{name}.json", card)
 
@@ -424,19 +320,6 @@ def _is_saved(model: keras.Model, path: Path) -> bool:
     return same and all(map(np.array_equal, weights, model.get_weights()))
 
 
-def write_documents() -> None:
-    """Writes the cards as Markdown, and the table of the documents."""
-    cards = [references.card(name) for name in references.names()]
-    for card in cards:
-        write_bytes(FILES / f"{card['name']}.md", references.render_card(card).encode())
-    begin, end = MARKS
-    table = references.render_table(cards)
-    for document in DOCUMENTS:
-        before, _, rest = document.read_text().partition(begin)
-        after = rest.partition(end)[2]
-        write_bytes(document, f"{before}{begin}\n\n{table}\n\n{end}{after}".encode())
-
-
 def main(_: list[str]) -> None:
     if THREADS.value:
         tf.config.threading.set_intra_op_parallelism_threads(THREADS.value)
@@ -447,8 +330,8 @@ def main(_: list[str]) -> None:
     data = atmc.datasets.load("mnist") if ratios else None
     for ratio in ratios:
         build(ratio, data)
-    if Path(OUT.value) == FILES:
-        write_documents()
+    if Path(OUT.value) == cards.FILES:
+        cards.write_documents()
 
 
 if __name__ == "__main__":
