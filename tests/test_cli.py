@@ -200,6 +200,9 @@ def test_every_command_tells_its_flags(command, capsys):
         (["compress", "--model=absent.keras"], "neither a .keras file nor one of"),
         (["compress", "--dataset=digitz"], "digits"),
         (["compress", "--method=al0", "--bits=8"], "`bits` is for the method 'atmc'"),
+        (["compress", "--method=ap", "--layer_exponent=0.1"], "the methods 'atmc' and 'al0'"),
+        (["compress", "--layer_exponent=1.5"], "1.5"),
+        (["compress", "--learning_rate=0"], "factor above 0"),
         (["compress", "--model=lenet"], "small_cnn"),
         (["compress", "surplus"], "flags only"),
         (["evaluate", "absent.keras"], "no file 'absent.keras'"),
@@ -253,3 +256,19 @@ def test_settings_take_the_datasets_defaults_and_keep_what_is_given():
     assert [(s.name, s.batch_size) for s in al0.stages()] == [("dense", 7), ("l0", 7)]
     assert [s.name for s in CompressionSettings(method="da").resolved().stages()] == ["dense"]
     assert presets.defaults("unheard of").augment is None
+
+
+@pytest.mark.parametrize("method", ["atmc", "al0"])
+def test_rates_and_budgets_of_layers_are_those_of_all_stages_after_the_start(method):
+    common = {"method": method, "ratio": 0.05, "bits": 4 if method == "atmc" else 32}
+    start, *plain = CompressionSettings(**common).resolved().stages()
+    settings = CompressionSettings(**common, layer_exponent=0.1, learning_rate=0.5).resolved()
+    same_start, *layers = settings.stages()
+    assert same_start.learning_rate == start.learning_rate
+    assert [s.learning_rate for s in layers] == [s.learning_rate / 2 for s in plain]
+    assert {s.method.layer_exponent for s in plain} == {None}
+    for stage, before in zip(layers, plain, strict=True):
+        config = before.method.get_config() | {"layer_exponent": 0.1}
+        assert str(stage.method.get_config()) == str(config)
+        kinds = [type(constraint).__name__ for constraint in stage.method.constraints()]
+        assert "LayerwiseSparsity" in kinds and "GlobalSparsity" not in kinds

@@ -29,6 +29,8 @@ class CompressionSettings:
         max_bytes: in place of a ratio, the largest size of the .tflite file, in bytes or as text
             such as `"24KB"`. `run_compression` finds the ratio, which stays None here.
         bits: b of ATMC's codebooks, or 32 for none.
+        layer_exponent: None for one budget over all layers; p in [0, 1] for budgets of layers in
+            proportion to their sizes to the power p, for the methods `"atmc"` and `"al0"`.
         epsilon: radius of the attacks, in input units.
         attack: name of the training attack. `"wrm"` has no epsilon: it is then that of the tests
             alone. `"atta"` takes one step by default, and carries perturbations within each stage.
@@ -38,6 +40,7 @@ class CompressionSettings:
         preset: `"default"`, or `"paper"` for the stages of the authors' code.
         dense_epochs: epochs of the dense start; by default 0 for a `.keras` file.
         epochs: epochs of the pruning stage.
+        learning_rate: factor on the learning rates of all stages after the dense start.
         batch_size: examples a step; None for the stage's own.
         seed: seed of weights, batches and attacks.
         limit: at most so many examples in each split; None for all.
@@ -51,6 +54,7 @@ class CompressionSettings:
     ratio: float | None = None
     max_bytes: int | str | None = None
     bits: int | None = None
+    layer_exponent: float | None = None
     epsilon: float | None = None
     attack: str = "pgd"
     steps: int | None = None
@@ -58,6 +62,7 @@ class CompressionSettings:
     preset: str = "default"
     dense_epochs: int | None = None
     epochs: int | None = None
+    learning_rate: float | None = None
     batch_size: int | None = None
     seed: int = 0
     limit: int | None = None
@@ -80,6 +85,7 @@ class CompressionSettings:
             "steps": 1 if self.attack.lower() == "atta" else known.steps,
             "dense_epochs": 0 if model not in models.names() else known.dense_epochs,
             "epochs": known.epochs,
+            "learning_rate": 1.0,
             "out": f"atmc_out/{self.dataset}",
         }
         missing = {name: value for name, value in filled.items() if getattr(self, name) is None}
@@ -94,7 +100,14 @@ class CompressionSettings:
             raise ValueError(f"`bits` is for the method 'atmc'. Received {self.method!r}.")
         attacks.class_of(self.attack)  # refuses unknown names
         ratio = 1.0 if self.ratio is None else self.ratio
-        methods.ATMC(ratio=ratio, bits=self.bits or 32)  # refuses values out of range
+        # Refuses values out of range.
+        methods.ATMC(ratio=ratio, bits=self.bits or 32, layer_exponent=self.layer_exponent)
+        if self.layer_exponent is not None and self.method not in ("atmc", "al0"):
+            raise ValueError(
+                f"`layer_exponent` is for the methods 'atmc' and 'al0'. Received {self.method!r}."
+            )
+        if self.learning_rate is not None and self.learning_rate <= 0:
+            raise ValueError(f"`learning_rate` is a factor above 0. Received {self.learning_rate}.")
         if (self.dense_epochs or 0) < 0 or (self.epochs or 0) < 1 or (self.batch_size or 1) < 1:
             raise ValueError(
                 "`epochs` and `batch_size` must be at least 1 and `dense_epochs` at least 0. "
@@ -132,11 +145,22 @@ class CompressionSettings:
             start = recipes.dense_stage(self.dense_epochs, self.preset)
             found.append(start.on_clean_inputs() if self.method == "nap" else start)
         if self.method == "atmc":
-            found += recipes.atmc_stages(ratio, int(self.bits or 32), epochs, self.preset)
+            later = recipes.atmc_stages(ratio, int(self.bits or 32), epochs, self.preset)
+            found += map(self._adapted, later)
         elif self.method != "da":
-            found += recipes.baseline_stages(self.method, ratio, epochs, self.preset)
+            later = recipes.baseline_stages(self.method, ratio, epochs, self.preset)
+            found += map(self._adapted, later)
         if self.objective == "trades":
             found = [s.with_objective_of_the_run() if s.attack_factor else s for s in found]
         if self.batch_size is not None:
             found = [dataclasses.replace(stage, batch_size=self.batch_size) for stage in found]
         return found
+
+    def _adapted(self, stage: Stage) -> Stage:
+        """Returns a stage after the dense start with its rate and its kind of budget."""
+        method = stage.method
+        if self.layer_exponent is not None:
+            config = method.get_config() | {"layer_exponent": self.layer_exponent}
+            method = type(method).from_config(config)
+        factor = 1.0 if self.learning_rate is None else self.learning_rate
+        return dataclasses.replace(stage, method=method, learning_rate=factor * stage.learning_rate)

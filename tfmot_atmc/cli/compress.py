@@ -36,6 +36,11 @@ def _define(values: flags.FlagValues) -> None:
     define_number("ratio", "Nonzeros per dense kernel parameter, in (0, 1]. [by dataset]", values)
     text("max_bytes", None, "In place of --ratio: largest size of the .tflite file, such as 24KB.")
     whole("bits", "Bits of ATMC's codebooks, 32 for none. [by dataset]")
+    define_number(
+        "layer_exponent",
+        "Budgets of layers by their sizes to this power, in [0, 1]. [one budget for all]",
+        values,
+    )
     define_number("epsilon", "Radius of the attacks in input units: 8/255. [by dataset]", values)
     text("attack", "pgd", "Training attack: pgd, fgsm, rfgsm, atta, wrm, trades, mifgsm, ...")
     whole("steps", "Steps of the training attack. [by dataset]")
@@ -47,6 +52,7 @@ def _define(values: flags.FlagValues) -> None:
     choice("preset", PRESETS, "Stages of training; paper follows the authors' code.")
     whole("dense_epochs", "Epochs of the dense start; 0 for a .keras file. [by dataset]", least=0)
     whole("epochs", "Epochs of the pruning stage. [by dataset]")
+    define_number("learning_rate", "Factor on the rates of the stages after the start.", values)
     whole("batch_size", "Examples a step. [by stage]")
     whole("seed", "Seed of everything.", default=0, least=0)
     whole("limit", "Use at most so many examples of each split.")
