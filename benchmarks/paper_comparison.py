@@ -109,10 +109,12 @@ def draw(results: dict[str, Any]) -> Figure:
     """Clean and robust accuracy against size, ours and the paper's."""
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     for axes, (attack, curves) in zip(figure.subplots(1, 2), PAPER.items(), strict=True):
-        for name, curve in curves.items():
-            axes.plot(*zip(*curve, strict=True), "--", color=COLORS[name], linewidth=1, alpha=0.8)
+        found = ours(results, attack)
+        for name in (name for name in curves if name in found):
+            sizes, accuracies = zip(*curves[name], strict=True)
+            axes.plot(sizes, accuracies, "--", color=COLORS[name], linewidth=1, alpha=0.8)
         axes.axhline(PAPER_DENSE[attack], color="black", linestyle=":", linewidth=1)
-        for name, entries in ours(results, attack).items():
+        for name, entries in found.items():
             if name == "da":
                 axes.axhline(entries[0]["mean"], color="black", linewidth=1)
             elif name in COLORS:
