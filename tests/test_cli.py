@@ -200,7 +200,7 @@ def test_every_command_tells_its_flags(command, capsys):
         (["compress", "--model=absent.keras"], "neither a .keras file nor one of"),
         (["compress", "--dataset=digitz"], "digits"),
         (["compress", "--method=al0", "--bits=8"], "`bits` is for the method 'atmc'"),
-        (["compress", "--method=ap", "--layer_exponent=0.1"], "the methods 'atmc' and 'al0'"),
+        (["compress", "--method=alr", "--layer_exponent=0.1"], "with a budget of nonzeros: 'atmc'"),
         (["compress", "--layer_exponent=1.5"], "1.5"),
         (["compress", "--learning_rate=0"], "factor above 0"),
         (["compress", "--model=lenet"], "small_cnn"),
@@ -258,8 +258,11 @@ def test_settings_take_the_datasets_defaults_and_keep_what_is_given():
     assert presets.defaults("unheard of").augment is None
 
 
-@pytest.mark.parametrize("method", ["atmc", "al0"])
-def test_rates_and_budgets_of_layers_are_those_of_all_stages_after_the_start(method):
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [("atmc", "LayerwiseSparsity"), ("al0", "LayerwiseSparsity"), ("ap", "FixedSupport")],
+)
+def test_rates_and_budgets_of_layers_are_those_of_all_stages_after_the_start(method, kind):
     common = {"method": method, "ratio": 0.05, "bits": 4 if method == "atmc" else 32}
     start, *plain = CompressionSettings(**common).resolved().stages()
     settings = CompressionSettings(**common, layer_exponent=0.1, learning_rate=0.5).resolved()
@@ -271,4 +274,4 @@ def test_rates_and_budgets_of_layers_are_those_of_all_stages_after_the_start(met
         config = before.method.get_config() | {"layer_exponent": 0.1}
         assert str(stage.method.get_config()) == str(config)
         kinds = [type(constraint).__name__ for constraint in stage.method.constraints()]
-        assert "LayerwiseSparsity" in kinds and "GlobalSparsity" not in kinds
+        assert kind in kinds and "GlobalSparsity" not in kinds

@@ -89,12 +89,13 @@ def test_each_layer_keeps_its_own_largest_and_the_schedule_closes_in():
     assert [np.count_nonzero(v) for v in constraint.finalized(values)] == [2, 0, 2]
 
 
-@pytest.mark.parametrize("method", [methods.AL0, methods.ATMC])
+@pytest.mark.parametrize("method", [methods.AL0, methods.ATMC, methods.AP])
 def test_methods_take_a_budget_for_each_layer(method, tmp_path):
     model = keras.Sequential(
         [keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(4, name="last")]
     )
-    small = compress(model, method(k=40, layer_exponent=0.0, schedule="constant"))
+    at_once = {} if method is methods.AP else {"schedule": "constant"}
+    small = compress(model, method(k=40, layer_exponent=0.0, **at_once))
     small.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     rng = np.random.default_rng(0)
     small.fit(rng.normal(size=(32, 8)), rng.integers(0, 4, 32), epochs=2, verbose=0)
@@ -112,7 +113,24 @@ def test_methods_take_a_budget_for_each_layer(method, tmp_path):
 def test_impossible_allocations_are_refused():
     with pytest.raises(ValueError, match=r"`exponent` must lie in \[0, 1\]. Received 1.5"):
         methods.ATMC(ratio=0.1, layer_exponent=1.5)
+    with pytest.raises(ValueError, match=r"`exponent` must lie in \[0, 1\]. Received -1"):
+        methods.NAP(ratio=0.1, layer_exponent=-1)
     with pytest.raises(ValueError, match="either `growth` or `layer_exponent`"):
         methods.AL0(ratio=0.1, layer_exponent=0.1, growth=GradientGrowth())
     with pytest.raises(ValueError, match="each size at least 1"):
         allocate_budget([4, 0], 2, 0.5)
+
+
+def test_pruning_in_one_shot_keeps_the_largest_weights_of_each_layer():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3), keras.layers.Dense(2)])
+    first = np.array([[9.0, -8.0, 7.0], [1.0, 2.0, -3.0]], "float32")
+    second = np.array([[0.1, -0.4], [0.3, 0.2], [-0.5, 0.0]], "float32")
+    for layer, kernel in zip(model.layers, (first, second), strict=True):
+        layer.set_weights([kernel, np.zeros(kernel.shape[1], "float32")])
+    of_each = strip_compression(compress(model, methods.AP(k=4, layer_exponent=0.0)))
+    kernels = [layer.kernel.numpy() for layer in of_each.layers]
+    np.testing.assert_array_equal(kernels[0], [[9, -8, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(kernels[1], np.float32([[0, -0.4], [0, 0], [-0.5, 0]]))
+    of_all = strip_compression(compress(model, methods.AP(k=4)))
+    np.testing.assert_array_equal(of_all.layers[0].kernel, [[9, -8, 7], [0, 0, -3]])
+    assert not np.any(of_all.layers[1].kernel)

@@ -30,7 +30,7 @@ class CompressionSettings:
             such as `"24KB"`. `run_compression` finds the ratio, which stays None here.
         bits: b of ATMC's codebooks, or 32 for none.
         layer_exponent: None for one budget over all layers; p in [0, 1] for budgets of layers in
-            proportion to their sizes to the power p, for the methods `"atmc"` and `"al0"`.
+            proportion to their sizes to the power p; `"alr"` and `"da"` have no budget of nonzeros.
         epsilon: radius of the attacks, in input units.
         attack: name of the training attack. `"wrm"` has no epsilon: it is then that of the tests
             alone. `"atta"` takes one step by default, and carries perturbations within each stage.
@@ -102,9 +102,10 @@ class CompressionSettings:
         ratio = 1.0 if self.ratio is None else self.ratio
         # Refuses values out of range.
         methods.ATMC(ratio=ratio, bits=self.bits or 32, layer_exponent=self.layer_exponent)
-        if self.layer_exponent is not None and self.method not in ("atmc", "al0"):
+        if self.layer_exponent is not None and self.method in ("alr", "da"):
             raise ValueError(
-                f"`layer_exponent` is for the methods 'atmc' and 'al0'. Received {self.method!r}."
+                "`layer_exponent` is for methods with a budget of nonzeros: 'atmc', 'al0', 'ap', "
+                f"'nap'. Received {self.method!r}."
             )
         if self.learning_rate is not None and self.learning_rate <= 0:
             raise ValueError(f"`learning_rate` is a factor above 0. Received {self.learning_rate}.")

@@ -13,7 +13,25 @@ from tfmot_atmc.constraints.base import AddWeight, Constraint, Factor
 from tfmot_atmc.constraints.sparsity import GlobalSparsity, GradientGrowth
 from tfmot_atmc.math import allocate_budget, project_l0
 
-__all__ = ["LayerwiseSparsity", "sparsity"]
+__all__ = ["LayerwiseSparsity", "budgets_of_layers", "sparsity"]
+
+
+def budgets_of_layers(
+    factors: Sequence[Factor], k: int, exponent: float
+) -> list[tuple[str, list[int], int]]:
+    """Returns each layer's name, which of the factors are its own, and its budget of nonzeros.
+
+    Args:
+        factors: the factors of all layers; of each layer the main one comes first.
+        k: nonzeros of all layers together.
+        exponent: p of `math.allocate_budget`.
+    """
+    layers: dict[str, list[int]] = {}
+    for index, factor in enumerate(factors):
+        layers.setdefault(factor.name.rpartition(":")[0], []).append(index)
+    kernels = [int(np.prod(factors[members[0]].variable.shape)) for members in layers.values()]
+    budgets = allocate_budget(kernels, k, exponent)
+    return list(zip(layers, layers.values(), budgets, strict=True))
 
 
 class LayerwiseSparsity(GlobalSparsity):
@@ -48,15 +66,10 @@ class LayerwiseSparsity(GlobalSparsity):
 
     def build(self, factors: Sequence[Factor], dense_size: int, add_weight: AddWeight) -> None:
         super().build(factors, dense_size, add_weight)
-        layers: dict[str, list[int]] = {}
-        for index, factor in enumerate(self._factors):
-            layers.setdefault(factor.name.rpartition(":")[0], []).append(index)
+        layers = budgets_of_layers(self._factors, self.budget, self.exponent)
+        self._names, self._layers, self._budgets = zip(*layers, strict=True)
         sizes = [int(np.prod(f.variable.shape)) for f in self._factors]
-        self._layers = list(layers.values())
         self._entries = [sum(sizes[i] for i in members) for members in self._layers]
-        kernels = [sizes[members[0]] for members in self._layers]  # the main factor comes first
-        self._budgets = allocate_budget(kernels, self.budget, self.exponent)
-        self._names = list(layers)
 
     def _top(self, scores: Sequence[tf.Tensor], k: Any, compiled: bool = False) -> list[tf.Tensor]:
         total, own = sum(self._entries), sum(self._budgets)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A support chosen once: the largest weights of the start, over all factors together."""
+"""A support chosen once: the largest weights of the start, of all layers together or of each."""
 
 from __future__ import annotations
 
@@ -9,50 +9,71 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_atmc.constraints.base import AddWeight, Constraint, Factor, Moment
+from tfmot_atmc.constraints.layerwise import budgets_of_layers
 from tfmot_atmc.constraints.sparsity import exact_budget
-from tfmot_atmc.math import l0_masks
+from tfmot_atmc.math import allocate_budget, l0_masks
 
 
 class FixedSupport(Constraint):
     """Keeps the k largest magnitudes of the starting weights, and never changes which.
 
-    One-shot global magnitude pruning: the support is chosen when the model is wrapped; training
-    moves the values within it. Momentum of pruned entries is left alone, they are set to zero again
-    after every step.
+    Magnitude pruning in one shot, global unless `layer_exponent` is given: the support is chosen
+    when the model is wrapped; training moves the values within it. Momentum of pruned entries is
+    left alone, they are set to zero again after every step.
 
     Args:
         ratio: nonzeros as a ratio of the dense kernels' parameters, in (0, 1]; the budget is
             floor(ratio * parameters).
         k: number of nonzeros; give `ratio` or `k`, not both.
+        layer_exponent: None for one budget over all layers, or the p of `math.allocate_budget`, in
+            [0, 1], for a budget of its own in each.
 
     Raises:
-        ValueError: if not exactly one budget is given, or it is out of range.
+        ValueError: if not exactly one budget is given, or a value is out of range.
 
     Source: "AP" and "NAP" in Gui et al., NeurIPS 2019, section 4.1.
     """
 
-    def __init__(self, ratio: float | None = None, k: int | None = None):
+    def __init__(
+        self,
+        ratio: float | None = None,
+        k: int | None = None,
+        layer_exponent: float | None = None,
+    ):
         if (ratio is None) == (k is None):
             raise ValueError(f"Give `ratio` or `k`, not both. Received {ratio!r} and {k!r}.")
         if ratio is not None and not 0 < ratio <= 1:
             raise ValueError(f"`ratio` must lie in (0, 1]. Received {ratio!r}.")
         if k is not None and (isinstance(k, bool) or int(k) != k or k < 0):
             raise ValueError(f"`k` must be a whole number, at least 0. Received {k!r}.")
-        self.ratio, self.k = ratio, k
+        if layer_exponent is not None:
+            allocate_budget([1], 1, layer_exponent)  # refuses an exponent out of range now
+        self.ratio, self.k, self.layer_exponent = ratio, k, layer_exponent
 
     def build(self, factors: Sequence[Factor], dense_size: int, add_weight: AddWeight) -> None:
         self._factors = list(factors)
         ratio = round(self.ratio or 0, 9)
         self.budget = exact_budget(ratio, dense_size) if self.k is None else int(self.k)
-        masks = l0_masks([factor.read() for factor in factors], self.budget)
         self._masks = []
-        for i, (factor, mask) in enumerate(zip(factors, masks, strict=True)):
+        for i, (factor, mask) in enumerate(zip(factors, self._largest(), strict=True)):
             variable = add_weight(
                 name=f"support_{i}", shape=factor.variable.shape, dtype="bool", initializer="ones"
             )
             variable.assign(mask)
             self._masks.append(variable)
         self._apply()
+
+    def _largest(self) -> list[tf.Tensor]:
+        values = [factor.read() for factor in self._factors]
+        if self.layer_exponent is None:
+            return l0_masks(values, self.budget)
+        masks: dict[int, tf.Tensor] = {}
+        for _, members, budget in budgets_of_layers(
+            self._factors, self.budget, self.layer_exponent
+        ):
+            found = l0_masks([values[i] for i in members], budget)
+            masks.update(zip(members, found, strict=True))
+        return [masks[i] for i in range(len(values))]
 
     def _apply(self) -> None:
         for factor, mask in zip(self._factors, self._masks, strict=True):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AP and NAP: global magnitude pruning in one shot, then training of what is left."""
+"""AP and NAP: magnitude pruning in one shot, then training of what is left."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ class AP(Method):
         bits: None, or b for a codebook of 2^b values a kernel.
         codebook_begin: step (int) or fraction of the planned steps (float) at which the codebook
             starts to act.
+        layer_exponent: None for one budget over all layers; p in [0, 1] for a budget of its own in
+            each layer, in proportion to the p-th power of its size.
 
     Source: "AP" in Gui et al., NeurIPS 2019, section 4.1.
     """
@@ -28,13 +30,15 @@ class AP(Method):
         k: int | None = None,
         bits: int | None = None,
         codebook_begin: int | float = 0.75,
+        layer_exponent: float | None = None,
     ):
         self.ratio, self.k, self.bits = ratio, k, bits
         self.codebook_begin = codebook_begin
+        self.layer_exponent = layer_exponent
         self.constraints()
 
     def constraints(self) -> list[Constraint]:
-        support = FixedSupport(self.ratio, self.k)
+        support = FixedSupport(self.ratio, self.k, self.layer_exponent)
         if self.bits in (None, 32):
             return [support]
         return [Codebook(self.bits, begin=self.codebook_begin), support]
