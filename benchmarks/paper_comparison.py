@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A study's curves beside those of the paper.
 
-    python benchmarks/paper_comparison.py --results benchmarks/results/mnist_study/results.json
+    python benchmarks/paper_comparison.py --results benchmarks/results/mnist_chain/results.json \
+        --longer benchmarks/results/mnist_long/results.json
 
 The paper prints no numbers for its figure 1: the values here were read off it, with an error of
 about 0.006 in accuracy (0.012 where curves overlap) and 4% in size. Ours are drawn with lines, the
-paper's with dashes in the same colour. A table says how far each method is from the paper at the
-sizes that we ran, interpolated on the logarithm of the size.
+paper's with dashes in the same colour; a second study, of longer trainings, with diamonds. A table
+says how far each method is from the paper at the sizes that we ran, interpolated on the logarithm
+of the size.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from tfmot_atmc.figures import save_figure
 from tfmot_atmc.files import write_json
 
 RESULTS = flags.DEFINE_string("results", None, "results.json of a study.", required=True)
+LONGER = flags.DEFINE_string("longer", None, "results.json of a study of longer trainings.")
 OUT = flags.DEFINE_string("out", None, "Folder for paper.png and paper.json. [beside the results]")
 
 Curve = list[tuple[float, float]]
@@ -105,7 +108,23 @@ def differences(results: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def draw(results: dict[str, Any]) -> Figure:
+def draw_entries(axes: Any, found: dict[str, list[dict[str, Any]]], style: str) -> None:
+    """Means of each method with bars from the least to the greatest; a line for the dense start."""
+    for name, entries in found.items():
+        if name == "da":
+            axes.axhline(entries[0]["mean"], color="black", linewidth=1, linestyle=style[1:])
+        elif name in COLORS:
+            means = np.asarray([entry["mean"] for entry in entries])
+            spread = [
+                means - [entry["min"] for entry in entries],
+                np.asarray([entry["max"] for entry in entries]) - means,
+            ]
+            sizes = [entry["paper_ratio"] for entry in entries]
+            label = name if style[0] == "o" else None
+            axes.errorbar(sizes, means, spread, fmt=style, color=COLORS[name], label=label)
+
+
+def draw(results: dict[str, Any], longer: dict[str, Any] | None = None) -> Figure:
     """Clean and robust accuracy against size, ours and the paper's."""
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     for axes, (attack, curves) in zip(figure.subplots(1, 2), PAPER.items(), strict=True):
@@ -114,24 +133,18 @@ def draw(results: dict[str, Any]) -> Figure:
             sizes, accuracies = zip(*curves[name], strict=True)
             axes.plot(sizes, accuracies, "--", color=COLORS[name], linewidth=1, alpha=0.8)
         axes.axhline(PAPER_DENSE[attack], color="black", linestyle=":", linewidth=1)
-        for name, entries in found.items():
-            if name == "da":
-                axes.axhline(entries[0]["mean"], color="black", linewidth=1)
-            elif name in COLORS:
-                means = np.asarray([entry["mean"] for entry in entries])
-                spread = [
-                    means - [entry["min"] for entry in entries],
-                    np.asarray([entry["max"] for entry in entries]) - means,
-                ]
-                sizes = [entry["paper_ratio"] for entry in entries]
-                axes.errorbar(sizes, means, spread, fmt="o-", color=COLORS[name], label=name)
+        draw_entries(axes, found, "o-")
+        if longer:
+            draw_entries(axes, ours(longer, attack), "D-.")
         axes.set_xscale("log")
         axes.set(xlabel="size / dense size", ylabel="accuracy", title=attack, ylim=(0, 1))
         axes.grid(alpha=0.3)
     axes.plot([], [], "k-", label="dense, ours")
     axes.plot([], [], "k:", label="dense, paper")
     axes.plot([], [], "--", color="gray", label="the same, paper")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=9)
+    if longer:
+        axes.plot([], [], "D-.", color="gray", label="longer trainings")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return figure
 
 
@@ -139,12 +152,16 @@ def main(_: list[str]) -> None:
     results = json.loads(Path(RESULTS.value).read_text())
     out = Path(OUT.value or Path(RESULTS.value).parent)
     rows = differences(results)
+    longer = None
+    if LONGER.value:
+        longer = json.loads(Path(LONGER.value).read_text())
+        rows += [{**row, "longer": True} for row in differences(longer)]
     table = Table("attack", "method", "size", "ours", "paper", "ours - paper")
     for row in rows:
         known = row["paper"] is not None
         table.add_row(
             row["attack"],
-            row["variant"],
+            row["variant"] + (" (longer)" if row.get("longer") else ""),
             f"{row['paper_ratio']:.4f}",
             f"{row['ours']:.3f}",
             f"{row['paper']:.3f}" if known else "-",
@@ -152,7 +169,7 @@ def main(_: list[str]) -> None:
         )
     Console().print(table)
     out.mkdir(parents=True, exist_ok=True)
-    save_figure(draw(results), out / "paper.png")
+    save_figure(draw(results, longer), out / "paper.png")
     write_json(out / "paper.json", rows)
 
 
