@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps a study: its results and figures go beside the others, its tables into docs/results.md.
+"""Keeps a study: its results and figures go beside the others, its tables into the documents.
 
     atmc study benchmarks/studies/mnist_chain.yaml --out mnist_chain
     python benchmarks/keep_study.py --study mnist_chain
 
 copies description, results, tables, figures and page to benchmarks/results/NAME, and replaces what
-stands in the document between `<!-- NAME: WHAT -->` and `<!-- end -->`, where WHAT is `accuracies
-ATTACK, ...` or `FIRST minus SECOND`, and ` trained under NAME` where a study has several trainings.
+stands in README.md and docs/results.md between `<!-- NAME: WHAT -->` and `<!-- end -->`, where WHAT
+is `accuracies ATTACK, ...` or `FIRST minus SECOND`, and ` trained under NAME` where a study has
+several trainings.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 STUDY = flags.DEFINE_string("study", None, "Folder that `atmc study --out` wrote.")
 NAME = flags.DEFINE_string("name", None, "Name of the kept study. [the study's own]")
-DOCUMENT = flags.DEFINE_string("document", str(ROOT / "docs" / "results.md"), "Where tables go.")
+DOCUMENTS = flags.DEFINE_list(
+    "documents", [str(ROOT / "README.md"), str(ROOT / "docs" / "results.md")], "Where tables go."
+)
 RESULTS = flags.DEFINE_string("results", str(ROOT / "benchmarks" / "results"), "Kept studies.")
 
 FILES = ("results.json", "results.csv", "tables.md", "page.html")
@@ -88,8 +91,8 @@ def main(_: list[str]) -> None:
     else:
         name = NAME.value
         results = json.loads((Path(RESULTS.value) / name / "results.json").read_text())
-    document = Path(DOCUMENT.value)
-    write_bytes(document, write_tables(document.read_text(), name, results).encode())
+    for document in map(Path, DOCUMENTS.value):
+        write_bytes(document, write_tables(document.read_text(), name, results).encode())
 
 
 if __name__ == "__main__":
