@@ -13,8 +13,8 @@ import pytest
 
 matplotlib.use("Agg")
 
-# Graphs are made of very many small objects: at Python's thresholds, a tenth of all tests' time
-# went into looking for cycles among them.
+# Graphs are made of very many small objects: at Python's thresholds, a tenth of the processor
+# time of the training tests went into looking for cycles among them.
 gc.set_threshold(200_000, 50, 1000)
 
 # What takes longest goes first: a file is run by one process, and the last one to be begun decides
