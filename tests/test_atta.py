@@ -208,6 +208,25 @@ def test_what_does_not_fit_is_refused_with_what_would():
         attack(linear, _keyed(_images(2).reshape(2, 2, 8, 3), [0, 1]), [0, 1])
 
 
+def test_an_attack_without_data_attacks_plain_inputs_and_can_be_sized():
+    attack = ATTA(epsilon=0.1, steps=2, padding=1, seed=3)
+    x, labels = _images(2), np.array([0, 1])
+    plain_result = attack(linear, x, labels)
+    assert np.abs(plain_result - x).max() <= 0.1 + 1e-6
+    sized = attack.sized(2, (4, 4, 3))
+    assert (sized.num_examples, sized.image_shape, sized.padding) == (2, (4, 4, 3), 1)
+    assert attack.sized(2, (4, 4, 3), padding=0).padding == 0
+    np.testing.assert_array_equal(plain_result, sized(linear, x, labels))
+    assert attacks.get(attacks.serialize(attack)).get_config() == attack.get_config()
+    assert attack.with_loss(attack.loss).num_examples is None
+    with pytest.raises(ValueError, match=r"attack\.sized\(len\(x\), x\.shape\[1:\]\)"):
+        attack(linear, _keyed(x, [0, 1]), labels)
+    with pytest.raises(ValueError, match=r"attack\.sized"):
+        KeyedBatches(x, labels, attack=attack, batch_size=2)
+    with pytest.raises(ValueError, match="both `num_examples` and `image_shape`, or neither"):
+        ATTA(epsilon=0.1, num_examples=2)
+
+
 def test_vectors_are_stored_as_they_are():
     attack = ATTA(epsilon=0.1, num_examples=2, image_shape=(48,), step_size=0.1)
     x = _images(2).reshape(2, 48)

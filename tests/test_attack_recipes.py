@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Staged training under WRM, TRADES and ATTA: by name, and resumed to the same weights."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
 
 from tfmot_atmc import attacks, datasets, pipeline
-from tfmot_atmc.attacks import ATTA, FGSM, WRM
+from tfmot_atmc.attacks import ATTA, FGSM, PGD, WRM
 from tfmot_atmc.augmentation import KeyedBatches
 from tfmot_atmc.constraints import CubicBudget
 from tfmot_atmc.evaluation import evaluate_robustness
@@ -64,7 +66,7 @@ def _assert_same(first, second):
 )
 def test_an_interrupted_stage_resumes_to_the_same_weights(name, objective, augment, data, tmp_path):
     settings = CompressionSettings(attack=name, objective=objective, steps=1).resolved()
-    attack = pipeline._training_attack(settings, data)
+    attack = pipeline._training_attack(settings)
     if name == "atta":
         attack = _atta(padding=4)  # digits are not augmented by default
 
@@ -108,6 +110,29 @@ def test_perturbations_begin_anew_in_each_stage_and_clean_stages_have_none(data,
     assert trained.attack.store.numpy().any()
 
 
+@pytest.mark.parametrize(("augment", "padding"), [(None, 0), ("crop_flip", 4)])
+def test_stages_size_an_attack_without_data_and_validate_with_pgd(augment, padding, data, tmp_path):
+    held_out = dataclasses.replace(data, x_validation=data.x_test[:8], y_validation=data.y_test[:8])
+
+    def run(attack, out):
+        out_dir = tmp_path / out
+        return run_stages(
+            _model(),
+            [_small()],
+            held_out,
+            attack=attack,
+            out_dir=out_dir,
+            augment=augment,
+            verbose=0,
+        )
+
+    trained = run(ATTA(epsilon=0.1), "without")
+    own, measuring = trained.attack, trained.validation_attack
+    assert (own.num_examples, own.image_shape, own.padding) == (48, (8, 8, 1), padding)
+    assert isinstance(measuring, PGD) and (measuring.steps, float(measuring.epsilon)) == (10, 0.1)
+    _assert_same(trained, run(_atta(padding=padding), "with"))
+
+
 def test_perturbations_need_a_canvas_as_large_as_the_augmentation(data, tmp_path):
     with pytest.raises(ValueError, match="padding=4"):
         run_stages(
@@ -127,11 +152,11 @@ def _settings(out, **given):
     return CompressionSettings(**given).resolved()
 
 
-def test_training_attacks_by_name_have_what_they_need(data):
-    wrm = pipeline._training_attack(_settings("x", attack="wrm", steps=3), data)
+def test_training_attacks_by_name_have_what_they_need():
+    wrm = pipeline._training_attack(_settings("x", attack="wrm", steps=3))
     assert isinstance(wrm, WRM) and wrm.steps == 3
-    atta = pipeline._training_attack(_settings("x", attack="ATTA"), data)
-    assert (atta.num_examples, atta.image_shape, atta.steps) == (48, (8, 8, 1), 1)
+    atta = pipeline._training_attack(_settings("x", attack="ATTA"))
+    assert (atta.num_examples, atta.image_shape, atta.steps) == (None, None, 1)
     assert (atta.padding, float(atta.epsilon)) == (0, 0.15)
     with pytest.raises(ValueError, match="no attack for tests"):
         pipeline.make_attack("atta", 0.1)

@@ -6,6 +6,7 @@ import pathlib
 
 import pytest
 
+from tfmot_atmc import attacks
 from tfmot_atmc.study import Description, load_description, run_study
 from tfmot_atmc.study.jobs import expand, method_stages
 
@@ -69,6 +70,7 @@ def test_every_study_of_the_project_can_be_expanded(path):
         ({"test": {"PGD": {"steps": 3}}}, "mapping with `attack`"),
         ({"compare": [["atmc"]]}, "pairs"),
         ({"finish": True, "preset": "paper"}, "`preset: default` only"),
+        ({"test": {"A": {"attack": "atta"}}}, "measures nothing"),
     ],
 )
 def test_a_description_that_does_not_fit_is_refused_with_the_reason(changes, message):
@@ -246,3 +248,12 @@ def test_a_job_is_named_by_all_it_depends_on_and_nothing_else():
     assert {len(job.stages) for name, job in longer.items() if name in first} == {0, 1}
     more = expand(described(test={**SMALL["test"], "PGD-2": {"attack": "pgd", "steps": 2}}))
     assert {job.name for job in trained(more)} == {job.name for job in trained(first)}
+
+
+def test_training_with_carried_perturbations_needs_no_sizes_and_takes_its_steps():
+    jobs = trained(expand(described(training={"atta": {"attack": "atta", "epsilon": 0.1}})))
+    attack = attacks.get(jobs[0].configuration["attack"])
+    assert isinstance(attack, attacks.ATTA) and attack.num_examples is None
+    factors = {stage.attack_factor: stage for job in jobs for stage in job.stages}
+    assert set(factors) == {0, 1, 3} and factors[0].make_attack(attack) is None  # 0: NAP's
+    assert [factors[n].make_attack(attack).steps for n in (1, 3)] == [1, 3]

@@ -63,6 +63,11 @@ class KeyedBatches(EpochBatches):
     ):
         if not isinstance(attack, ATTA):
             raise TypeError(f"`attack` must be an ATTA. Received {attack!r}.")
+        if attack.num_examples is None or attack.image_shape is None:
+            raise ValueError(
+                "The attack has no data yet. Pass `attack.sized(len(x), x.shape[1:])` here and to "
+                "`compress`."
+            )
         if np.shape(x) != (attack.num_examples, *attack.image_shape):
             raise ValueError(
                 f"`x` has shape {np.shape(x)}, but the attack keeps perturbations of "

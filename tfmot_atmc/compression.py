@@ -46,7 +46,8 @@ def compress(
             new method, from its factors where the new kernels have the same ones.
         method: a `Method`, or the name of one, such as `"atmc"`.
         attack: None for clean training, or an `Attack` used in training.
-        validation_attack: the attack used by `evaluate` and validation; None for `attack`.
+        validation_attack: the attack used by `evaluate` and validation; None for `attack`, or for
+            PGD-10 on its ball where that is ATTA.
         objective: `"adversarial"` (the paper's), `"half"` clean and half adversarial, or an
             `Objective`.
         attack_warmup: optimizer steps over which perturbations grow linearly to their full size.

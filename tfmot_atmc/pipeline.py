@@ -85,7 +85,7 @@ def run_compression(
     settings = settings.resolved()
     say = log or (lambda line: None)
     start, data = _start(settings)
-    training_attack = _training_attack(settings, data)
+    training_attack = _training_attack(settings)
     plan = _plan(settings, start, say)
     planned = settings if plan is None else dataclasses.replace(settings, ratio=plan.ratio)
     out = Path(str(settings.out))
@@ -280,16 +280,10 @@ def _budget(plan: BudgetPlan, fitted: FittedModel) -> dict[str, Any]:
     }
 
 
-def _training_attack(settings: CompressionSettings, data: Dataset) -> Attack:
-    arguments: dict[str, Any] = {}
-    if settings.attack.lower() == "atta":
-        padded = defaults(settings.dataset).augment is not None
-        arguments = {
-            "num_examples": len(data.x_train),
-            "image_shape": data.input_shape,
-            "padding": datasets.PADDING if padded else 0,
-        }
-    return make_attack(settings.attack, settings.epsilon, settings.steps, **arguments)
+def _training_attack(settings: CompressionSettings) -> Attack:
+    if settings.attack.lower() == "atta":  # `run_stages` knows the data it carries them through
+        return attacks.ATTA(epsilon=settings.epsilon, steps=settings.steps or 1)
+    return make_attack(settings.attack, settings.epsilon, settings.steps)
 
 
 def _train(

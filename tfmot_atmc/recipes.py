@@ -65,10 +65,11 @@ def run_stages(
         model: a built Keras model with logits as outputs.
         stages: the stages, in order.
         data: training and validation data, inputs in the attack's bounds.
-        attack: the attack used in training. `ATTA` is made for the training data and, where
-            `augment` crops, with `padding=datasets.PADDING`; each stage begins perturbations anew.
+        attack: the attack used in training. An `ATTA` without data is sized for `data` and what
+            `augment` pads; one with data must fit them. Each stage begins perturbations anew.
         out_dir: folder for the stages' files.
-        validation_attack: the attack used in validation; None for that of training.
+        validation_attack: the attack used in validation; None for that of training, or for PGD-10
+            on its ball where that is ATTA.
         objective: `"adversarial"`, `"half"` or an `Objective`.
         augment: augmentation of `EpochBatches`, or None.
         seed: seed of batches and attacks.
@@ -93,12 +94,12 @@ def run_stages(
         if done:
             current = keras.saving.load_model(out / f"{stage.name}.keras", compile=False)
             continue
-        trained = stage.make_attack(attack)
+        trained = _sized(stage.make_attack(attack), data, augment)
         current = compress(
             current,
             stage.method,
             attack=trained,
-            validation_attack=validation_attack or trained or attack,
+            validation_attack=validation_attack or _measuring(trained or attack),
             objective=objective if stage.objective is None else stage.objective,
             attack_warmup=round(stage.warmup_epochs * _steps(stage, data)),
             seed=seed + 1000 * number,
@@ -108,6 +109,18 @@ def run_stages(
         write_json(out / f"{stage.name}.json", {**settings, "history": log.history})
         log.remove()
     return current
+
+
+def _sized(attack: attacks.Attack | None, data: Dataset, augment: str | None) -> Any:
+    """Returns an attack that carries perturbations with room for those of the training data."""
+    if not isinstance(attack, attacks.ATTA) or attack.num_examples is not None:
+        return attack
+    padding = 0 if augment is None else PADDING
+    return attack.sized(len(data.x_train), data.input_shape, padding)
+
+
+def _measuring(attack: Any) -> attacks.Attack | None:
+    return None if attack is None else attacks.get(attack).for_validation()
 
 
 def _steps(stage: Stage, data: Dataset) -> int:

@@ -51,7 +51,8 @@ class CompressedModel(keras.Model):
         model: a built Keras model, which is changed in place: its kernels are replaced.
         method: a `Method`.
         attack: None for clean training, or an `Attack` for training.
-        validation_attack: the attack for evaluation; None for `attack`.
+        validation_attack: the attack for evaluation; None for `attack`, or for what measures it
+            where that is another (`Attack.for_validation`).
         objective: an `Objective`, `"adversarial"` or `"half"`.
         attack_warmup: optimizer steps over which perturbations grow linearly to their full size.
         seed: seed of the attacks' randomness.
@@ -81,8 +82,11 @@ class CompressedModel(keras.Model):
         self.method = methods.get(method)
         self.attack: Attack | None = None if attack is None else attacks.get(attack)
         self.method.check_attack(self.attack)
-        given = validation_attack if validation_attack is not None else self.attack
-        self.validation_attack: Attack | None = None if given is None else attacks.get(given)
+        self.validation_attack: Attack | None
+        if validation_attack is not None:
+            self.validation_attack = attacks.get(validation_attack)
+        else:
+            self.validation_attack = self.attack and self.attack.for_validation()
         self.objective = get_objective(objective)
         self.attack_warmup = int(attack_warmup)
         self.seed = int(seed)

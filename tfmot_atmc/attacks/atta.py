@@ -12,12 +12,14 @@ import tensorflow as tf
 
 from tfmot_atmc.attacks.base import Attack
 from tfmot_atmc.attacks.canvas import Canvas
-from tfmot_atmc.attacks.pgd import repeat
+from tfmot_atmc.attacks.pgd import PGD, repeat
 from tfmot_atmc.attacks.problem import Leaves, Loss, Problem, fold_in
 from tfmot_atmc.attacks.values import plain, radius
 from tfmot_atmc.files import written_whole
 
 __all__ = ["ATTA", "Keyed"]
+
+_VALIDATION_STEPS = 10
 
 
 class Keyed(NamedTuple):
@@ -52,7 +54,8 @@ class ATTA(Attack):
 
     Args:
         epsilon: Radius in input units, a scalar or one value a channel.
-        num_examples: Number of examples of the training set.
+        num_examples: Number of examples of the training set. None, with `image_shape` None as
+            well, for an attack that `run_stages` sizes for its data, or `sized` for yours.
         image_shape: Shape of an image that the model sees, `(height, width, channels)`; or any
             shape where there is neither padding nor downsampling nor mirroring.
         steps: Steps at each visit of an example.
@@ -83,8 +86,8 @@ class ATTA(Attack):
         self,
         *,
         epsilon: Any,
-        num_examples: int,
-        image_shape: Sequence[int],
+        num_examples: int | None = None,
+        image_shape: Sequence[int] | None = None,
         steps: int = 1,
         step_size: Any = None,
         padding: int = 0,
@@ -94,20 +97,29 @@ class ATTA(Attack):
         **kwargs: Any,
     ) -> None:
         super().__init__(epsilon=epsilon, **kwargs)
+        if (num_examples is None) != (image_shape is None):
+            raise ValueError(
+                "Give both `num_examples` and `image_shape`, or neither. Received "
+                f"{num_examples!r} and {image_shape!r}."
+            )
         for name, value in (
             ("num_examples", num_examples),
             ("steps", steps),
-            ("reset_every", 1 if reset_every is None else reset_every),
+            ("reset_every", reset_every),
         ):
-            if value < 1:
+            if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1. Received {value!r}.")
-        self.num_examples = int(num_examples)
+        self.num_examples = None if num_examples is None else int(num_examples)
         self.steps = int(steps)
         self._step_size = None if step_size is None else radius(step_size, "step_size")
         self.reset_every = None if reset_every is None else int(reset_every)
         self.max_bytes = int(max_bytes)
-        self._canvas = Canvas(image_shape, padding, downsample)
-        self._canvas.check_size(self.num_examples, self.max_bytes)
+        # Without data, an image of one pixel shows whether the other arguments are good.
+        self._canvas = Canvas(
+            (1, 1, 1) if image_shape is None else image_shape, padding, downsample
+        )
+        if self.num_examples is not None:
+            self._canvas.check_size(self.num_examples, self.max_bytes)
         self._variables: tuple[tf.Variable, tf.Variable] | None = None
 
     def __call__(self, model: Callable[..., Any], x: Any, y: Any, *, seed: Any = None) -> Any:
@@ -135,9 +147,9 @@ class ATTA(Attack):
         return np.asarray(self.epsilon / 2) if self._step_size is None else self._step_size
 
     @property
-    def image_shape(self) -> tuple[int, ...]:
-        """Shape of an image that the model sees."""
-        return self._canvas.image_shape
+    def image_shape(self) -> tuple[int, ...] | None:
+        """Shape of an image that the model sees; None where it has no data yet."""
+        return None if self.num_examples is None else self._canvas.image_shape
 
     @property
     def padding(self) -> int:
@@ -154,7 +166,34 @@ class ATTA(Attack):
         """How often each example was attacked, int32 `[num_examples]`; 0: nothing stored yet."""
         return self._state()[1]
 
+    def sized(
+        self, num_examples: int, image_shape: Sequence[int], padding: int | None = None
+    ) -> ATTA:
+        """Returns the same attack for a training set, with an empty store.
+
+        Args:
+            num_examples: Number of its examples.
+            image_shape: Shape of one, as the model sees it.
+            padding: As of the class; None for this attack's own.
+
+        Raises:
+            ValueError: the store would take more than `max_bytes`, or an argument is out of range.
+        """
+        data = {"num_examples": num_examples, "image_shape": image_shape}
+        own = self.padding if padding is None else padding
+        return ATTA(**{**self.get_config(), **data, "padding": own})
+
+    def for_validation(self) -> Attack:
+        """Returns PGD on the same ball; without its store this attack is but a few steps."""
+        config = {name: self.get_config()[name] for name in ("epsilon", "bounds", "seed", "loss")}
+        return PGD(**config, steps=max(_VALIDATION_STEPS, self.steps))
+
     def _state(self) -> tuple[tf.Variable, tf.Variable]:
+        if self.num_examples is None:
+            raise ValueError(
+                "This ATTA has no data yet. Give `num_examples` and `image_shape`, or call "
+                "`attack.sized(len(x), x.shape[1:])`."
+            )
         if self._variables is None:
             with tf.init_scope():
                 cells = [self.num_examples, *self._canvas.cells]
@@ -226,9 +265,10 @@ class ATTA(Attack):
         if not isinstance(x, Keyed):
             return
         index, window = np.asarray(x.index), np.asarray(x.window)
-        if index.size and not (index.min() >= 0 and index.max() < self.num_examples):
+        examples = int(self.visits.shape[0])
+        if index.size and not (index.min() >= 0 and index.max() < examples):
             raise ValueError(
-                f"`index` must lie in [0, {self.num_examples}). Received values from "
+                f"`index` must lie in [0, {examples}). Received values from "
                 f"{index.min()} to {index.max()}."
             )
         offsets = window[:, :2]
@@ -259,14 +299,15 @@ class ATTA(Attack):
             loss: Callable `(y, logits) -> [batch]` to be maximised.
         """
         other = ATTA(**{**self.get_config(), "loss": loss})
-        other._variables = self._state()
+        if self.num_examples is not None:
+            other._variables = self._state()
         return other
 
     def _perturb(self, problem: Problem, seed: tf.Tensor) -> Leaves:
         keyed = problem.pack(problem.x)
         if not isinstance(keyed, Keyed):
             return self._ascend(problem, problem.random_start(seed))
-        image = problem.x[0]
+        image, _ = problem.x[0], self._state()
         if tuple(image.shape[1:]) != self.image_shape:
             raise ValueError(
                 f"The images have shape {tuple(image.shape[1:])}, but `image_shape` is "

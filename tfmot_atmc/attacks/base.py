@@ -146,6 +146,10 @@ class Attack:
         """
         return x
 
+    def for_validation(self) -> Attack:
+        """Returns what measures a model that is trained with this attack: itself, in most cases."""
+        return self
+
     def check_inputs(self, x: Any) -> None:
         """Raises ValueError where concrete floating inputs hold NaNs or leave the bounds.
 

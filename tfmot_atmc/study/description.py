@@ -214,6 +214,12 @@ class Description:
                 raise ValueError("`clean_weight` has no meaning with `objective: trades`.")
         if self.finish and self.preset == "paper":
             raise ValueError("`finish` goes with the stages of `preset: default` only.")
+        for entry in self.test:
+            if issubclass(attacks.class_of(entry.attack), attacks.ATTA):
+                raise ValueError(
+                    f"The attack {entry.name!r} of `test` is ATTA, which carries perturbations "
+                    "through a training and measures nothing. Use another, such as pgd."
+                )
         if any(len(pair) != 2 for pair in self.compare):
             raise ValueError(f"`compare` must be pairs of names. Received {self.compare}.")
         if self.quantize_afterwards and not any(bits < 32 for bits in self.bits):
