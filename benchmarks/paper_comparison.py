@@ -2,7 +2,7 @@
 """A study's curves beside those of the paper.
 
     python benchmarks/paper_comparison.py --results benchmarks/results/mnist_chain/results.json \
-        --longer benchmarks/results/mnist_long/results.json
+        --longer benchmarks/results/mnist_best/results.json
 
 The paper prints no numbers for its figure 1: the values here were read off it, with an error of
 about 0.006 in accuracy (0.012 where curves overlap) and 4% in size. Ours are drawn with lines, the
@@ -72,11 +72,14 @@ COLORS = {
 
 
 def ours(results: dict[str, Any], attack: str) -> dict[str, list[dict[str, Any]]]:
-    """The entries of the study's summary under one attack, by method, smallest first."""
+    """The entries of the study's summary under one attack, by method, smallest first.
+
+    What a study calls `NAME-layers`, with a budget for each layer, is one more point of NAME.
+    """
     found: dict[str, list[dict[str, Any]]] = {}
     for entry in results["summary"]:
         if entry["attack"] == attack:
-            found.setdefault(entry["variant"], []).append(entry)
+            found.setdefault(entry["variant"].removesuffix("-layers"), []).append(entry)
     return {name: sorted(rows, key=lambda row: row["paper_ratio"]) for name, rows in found.items()}
 
 

@@ -84,7 +84,7 @@ def train(ratio: float, data: Any) -> tuple[Path, Path]:
 def train_by_study(ratio: float) -> tuple[Path, str]:
     """Trains what a study has up to a ratio and is not there yet; returns folder and last stage."""
     description = study.load_description(STUDY.value)
-    own = tuple(entry for entry in description.methods if entry.name == "atmc")
+    own = tuple(entry for entry in description.methods if entry.method == "atmc")
     mine = dataclasses.replace(description, methods=own, bits=(32,), seeds=(SEED.value,))
     jobs = expand(mine)
     name = next(job for job in jobs.values() if job.row and job.row["ratio"] == ratio).needs

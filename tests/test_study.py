@@ -71,6 +71,15 @@ def test_every_study_of_the_project_can_be_expanded(path):
         ({"compare": [["atmc"]]}, "pairs"),
         ({"finish": True, "preset": "paper"}, "`preset: default` only"),
         ({"test": {"A": {"attack": "atta"}}}, "measures nothing"),
+        (
+            {"methods": ["al0", {"method": "al0", "name": "b", "after": "al0"}]},
+            "needs `chain: true`",
+        ),
+        ({"chain": True, "methods": [{"method": "al0", "after": "al0"}]}, "Unknown in `after`"),
+        (
+            {"chain": True, "methods": ["al0", {"method": "ap", "after": "al0", "ratios": 0.1}]},
+            "goes on from 'al0' at 0.1, so its `ratios` must be below that",
+        ),
     ],
 )
 def test_a_description_that_does_not_fit_is_refused_with_the_reason(changes, message):
@@ -186,6 +195,37 @@ def test_a_chain_goes_from_ratio_to_ratio_and_codebooks_do_not_lie_on_it():
     one = [described(seeds=[0], ratios=[0.1], chain=chain) for chain in (False, True)]
     costs = [sorted(job.cost for job in trained(expand(description))) for description in one]
     assert costs[0] == costs[1]
+
+
+def test_an_entry_goes_on_from_where_the_chain_of_another_ended():
+    layers = {
+        "method": "al0",
+        "name": "layers",
+        "ratios": 0.2,
+        "arguments": {"layer_exponent": 0.1},
+    }
+    first = {"method": "al0", "name": "one", "after": "layers", "ratios": 0.1}
+    then = {"method": "atmc", "after": "one", "ratios": 0.05, "bits": [4, 32]}
+    jobs = expand(
+        described(
+            chain=True,
+            methods=[layers, first, then],
+            phases="pruning",
+            seeds=0,
+            quantize_afterwards=[],
+        )
+    )
+    rows = {(job.row["method"], job.row["bits"]): job for job in jobs.values() if job.row}
+    ends = {key: [stage.name for stage in jobs[job.needs].stages] for key, job in rows.items()}
+    assert ends["layers", 32] == ["dense", "l0-0.2"]
+    assert ends["one", 32] == ["dense", "l0-0.2", "l0-0.1"]
+    assert ends["atmc", 32] == ["dense", "l0-0.2", "l0-0.1", "atmc32-0.05"]
+    assert ends["atmc", 4] == [*ends["atmc", 32], "atmc4-0.05"]
+    assert rows["atmc", 32].row["epochs"] == 36
+    stages = jobs[rows["atmc", 32].needs].stages[1:]
+    assert [stage.method.schedule.initial_ratio for stage in stages] == [0.25, 0.2, 0.1]
+    assert [stage.method.layer_exponent for stage in stages] == [0.1, None, None]
+    assert len(trained(jobs)) == 1 + 3 * 2  # the dense start; a link and a codebook for each
 
 
 def test_finished_models_are_trained_as_long_as_those_with_codebooks_and_off_the_chain():

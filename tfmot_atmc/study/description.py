@@ -39,6 +39,8 @@ class MethodEntry:
         ratios: its own ratios; None for those of the study.
         bits: its own bits; None for those of the study.
         learning_rate: factor on the learning rates of its stages after the dense start.
+        after: in a chain, the name of an entry before it: its first ratio goes on from the model
+            of that one's last ratio, and not from the dense start.
     """
 
     name: str
@@ -47,6 +49,7 @@ class MethodEntry:
     ratios: tuple[float, ...] | None = None
     bits: tuple[int, ...] | None = None
     learning_rate: float = 1.0
+    after: str | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -214,16 +217,35 @@ class Description:
                 raise ValueError("`clean_weight` has no meaning with `objective: trades`.")
         if self.finish and self.preset == "paper":
             raise ValueError("`finish` goes with the stages of `preset: default` only.")
-        for entry in self.test:
-            if issubclass(attacks.class_of(entry.attack), attacks.ATTA):
+        for test in self.test:
+            if issubclass(attacks.class_of(test.attack), attacks.ATTA):
                 raise ValueError(
-                    f"The attack {entry.name!r} of `test` is ATTA, which carries perturbations "
+                    f"The attack {test.name!r} of `test` is ATTA, which carries perturbations "
                     "through a training and measures nothing. Use another, such as pgd."
                 )
         if any(len(pair) != 2 for pair in self.compare):
             raise ValueError(f"`compare` must be pairs of names. Received {self.compare}.")
+        for number, entry in enumerate(self.methods):
+            if entry.after is not None:
+                self._check_after(entry, {other.name: other for other in self.methods[:number]})
         if self.quantize_afterwards and not any(bits < 32 for bits in self.bits):
             raise ValueError("`quantize_afterwards` needs `bits` below 32 to quantise to.")
+
+    def _check_after(self, entry: MethodEntry, before: Mapping[str, MethodEntry]) -> None:
+        """Refuses an entry that cannot go on from the one it names."""
+        if not self.chain:
+            raise ValueError(f"`after` of {entry.name!r} needs `chain: true`.")
+        _check_among(f"`after` of {entry.name!r}", [entry.after], before)
+        first, last = max(self.ratios_for(entry)), min(self.ratios_for(before[str(entry.after)]))
+        if first >= last:
+            raise ValueError(
+                f"{entry.name!r} goes on from {entry.after!r} at {last}, so its `ratios` must be "
+                f"below that. Received {self.ratios_for(entry)}."
+            )
+
+    def ratios_for(self, entry: MethodEntry) -> tuple[float, ...]:
+        """Returns the ratios of a method."""
+        return entry.ratios or self.ratios
 
     def models_for(self, data: str) -> tuple[str, ...]:
         """Returns the networks trained on a dataset."""

@@ -225,15 +225,33 @@ def _paths(
     entry: MethodEntry, dense: Stage, description: Description
 ) -> Iterator[tuple[float, int, tuple[Stage, ...]]]:
     """Yields each ratio and bits of a method with all its stages, the dense start first."""
-    ratios = entry.ratios or description.ratios
-    adversarial = methods.get(entry.method, ratio=ratios[0]).adversarial
-    before: tuple[Stage, ...] = (dense if adversarial else dense.on_clean_inputs(),)
+    ratios = description.ratios_for(entry)
+    before = _start(entry, dense, description)
     for ratio in sorted(ratios, reverse=True) if description.chain else ratios:
         for bits in entry.bits or description.bits:
             yield ratio, bits, before + _linked(entry, ratio, bits, before, description)
         if description.chain:
-            link = dataclasses.replace(description, finish=False)
-            before += _linked(entry, ratio, 32, before, link)
+            before += _link(entry, ratio, before, description)
+
+
+def _start(entry: MethodEntry, dense: Stage, description: Description) -> tuple[Stage, ...]:
+    """Returns the stages before a method's first ratio: the dense start, or another's chain."""
+    ratios = description.ratios_for(entry)
+    if entry.after is None:
+        adversarial = methods.get(entry.method, ratio=ratios[0]).adversarial
+        return (dense if adversarial else dense.on_clean_inputs(),)
+    other = next(method for method in description.methods if method.name == entry.after)
+    before = _start(other, dense, description)
+    for ratio in sorted(description.ratios_for(other), reverse=True):
+        before += _link(other, ratio, before, description)
+    return before
+
+
+def _link(
+    entry: MethodEntry, ratio: float, before: tuple[Stage, ...], description: Description
+) -> tuple[Stage, ...]:
+    """Returns the stages of one ratio from which the next one goes on."""
+    return _linked(entry, ratio, 32, before, dataclasses.replace(description, finish=False))
 
 
 def _linked(
