@@ -74,12 +74,15 @@ COLORS = {
 def ours(results: dict[str, Any], attack: str) -> dict[str, list[dict[str, Any]]]:
     """The entries of the study's summary under one attack, by method, smallest first.
 
-    What a study calls `NAME-layers`, with a budget for each layer, is one more point of NAME.
+    A study may have a method several times, by different names: all are points of one curve.
     """
+    methods = {entry["name"]: entry["method"] for entry in results["description"]["methods"]}
     found: dict[str, list[dict[str, Any]]] = {}
     for entry in results["summary"]:
         if entry["attack"] == attack:
-            found.setdefault(entry["variant"].removesuffix("-layers"), []).append(entry)
+            variant = entry["variant"]
+            mine = max((name for name in methods if variant.startswith(name)), key=len, default="")
+            found.setdefault(variant.replace(mine, methods.get(mine, ""), 1), []).append(entry)
     return {name: sorted(rows, key=lambda row: row["paper_ratio"]) for name, rows in found.items()}
 
 
