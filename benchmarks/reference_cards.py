@@ -63,7 +63,7 @@ TAKEN_OVER = (
 def stage_rows(start: Path, folder: Path, last: str) -> list[dict[str, Any]]:
     """What the cards say of each stage up to the last, from the records beside the weights."""
     records = [json.loads(path.read_text()) for path in folder.glob("*.json")]
-    by_digest = {record["digest"]: record for record in records if "digest" in record}
+    by_digest = {record["digest"]: record for record in records if "stage" in record}
     record: Any = next(record for record in by_digest.values() if record["stage"] == last)
     chain = []
     while record is not None:
@@ -83,7 +83,7 @@ def _stage_row(record: dict[str, Any]) -> dict[str, Any]:
         "method": method["class_name"] + (f"-{bits}" if bits else ""),
         "epochs": record["epochs"],
         "attack": f"{attack['class_name']}-{config['steps']}",
-        "rule": config["rule"],
+        "rule": config["rule"] if "rule" in config else _step(config["step_size"]),
         "epsilon": config["epsilon"],
         "epsilon_255": round(255 * config["epsilon"], 4),
         "objective": record["objective"].strip("'"),
@@ -94,6 +94,11 @@ def _stage_row(record: dict[str, Any]) -> dict[str, Any]:
         "seed": record["seed"],
         "settings": {"method": method, "attack": attack},
     }
+
+
+def _step(step_size: float | None) -> str:
+    """The step of an attack without rules, ATTA."""
+    return "epsilon / 2" if step_size is None else f"{step_size:.4g}"
 
 
 def network_of(model: keras.Model, folder: Path, stage: str) -> dict[str, Any]:
