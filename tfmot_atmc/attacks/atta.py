@@ -307,7 +307,8 @@ class ATTA(Attack):
         keyed = problem.pack(problem.x)
         if not isinstance(keyed, Keyed):
             return self._ascend(problem, problem.random_start(seed))
-        image, _ = problem.x[0], self._state()
+        self._state()  # refuses where there is no data, before shapes are compared
+        image = problem.x[0]
         if tuple(image.shape[1:]) != self.image_shape:
             raise ValueError(
                 f"The images have shape {tuple(image.shape[1:])}, but `image_shape` is "
