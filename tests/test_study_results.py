@@ -239,6 +239,38 @@ def test_a_stopped_study_goes_on_to_the_same_files_without_repeating_work(done, 
     assert len(names) == len(todo) / 2 and all("-s3-" in name for name in names)
 
 
+def test_results_of_an_earlier_run_are_taken_over_without_its_models(done, tmp_path):
+    names, _ = done
+    changes = {"ratios": [0.2, 0.1], "chain": True, "bits": [32], "quantize_afterwards": []}
+    earlier = described(seeds=[0], methods=["al0"], **changes)
+    run_study(earlier, tmp_path / "earlier", jobs=0)
+    known = [tmp_path / "earlier" / "results.json"]
+    renamed = [{"method": "al0", "name": "l0"}, "atmc"]
+    longer = described(seeds=[0, 1], methods=renamed, **changes)
+    whole = run_study(longer, tmp_path / "whole", jobs=0)
+    del names[:]
+    joined = run_study(longer, tmp_path / "joined", jobs=0, known=known)
+    assert joined == whole  # rows, order, names, differences; nothing is called undone
+    jobs = expand(longer)
+    l0 = [n for n, job in jobs.items() if job.row.get("method") == "l0" and job.row["seed"] == 0]
+    dense = next(n for n, job in jobs.items() if job.row.get("method") == "da")
+    on_the_way = {job.name for job in trained(jobs) if "-s0-l0" in job.name}
+    assert len(l0) == len(on_the_way) == 2
+    assert set(names).isdisjoint({dense, *l0, *on_the_way})
+    assert any("-s0-dense" in name for name in names)  # ATMC of seed 0 starts there
+    del names[:]
+    run_study(earlier, tmp_path / "nothing", jobs=0, known=known)
+    assert names == []
+    with pytest.raises(ValueError, match="nothing that this study measures"):
+        run_study(described(seeds=[7]), tmp_path / "other", jobs=0, known=known)
+    with pytest.raises(FileNotFoundError, match="no file"):
+        run_study(longer, tmp_path / "other", jobs=0, known=[tmp_path / "results.json"])
+    (tmp_path / "results.json").write_text("[]")
+    with pytest.raises(ValueError, match="is not a study's results.json"):
+        run_study(longer, tmp_path / "other", jobs=0, known=[tmp_path / "results.json"])
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_failure_is_recorded_what_needs_it_is_left_out_and_the_rest_goes_on(done, tmp_path):
     names, do = done
     todo = expand(described(seeds=[0]))

@@ -26,6 +26,9 @@ def _define(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets.", **at)
     flags.DEFINE_bool("report_only", False, "Run nothing; write results of what is done.", **at)
+    flags.DEFINE_list(
+        "known", [], "results.json of earlier runs: what they measured is not run again.", **at
+    )
 
 
 def _run(values: flags.FlagValues, operands: list[str], console: Console) -> None:
@@ -40,6 +43,7 @@ def _run(values: flags.FlagValues, operands: list[str], console: Console) -> Non
             threads=values.threads,
             data_dir=values.data_dir,
             report_only=values.report_only,
+            known=values.known,
             console=console,
         )
     except StudyError:

@@ -52,7 +52,12 @@ COLUMNS = (
 """What a row of `results.csv` holds; `low` and `high` are the accuracy's 95% interval."""
 
 
-def collect(description: Description, jobs: Mapping[str, Job], out: str | Path) -> dict[str, Any]:
+def collect(
+    description: Description,
+    jobs: Mapping[str, Job],
+    out: str | Path,
+    known: Mapping[str, list[dict[str, Any]]],
+) -> dict[str, Any]:
     """Returns what a study has found so far, in the order of its description.
 
     It depends on the finished jobs alone: not on when they ran, nor on how often they were stopped.
@@ -61,6 +66,7 @@ def collect(description: Description, jobs: Mapping[str, Job], out: str | Path) 
         description: the study.
         jobs: its jobs.
         out: its folder.
+        known: rows of jobs that were done elsewhere, by the job's name.
 
     Returns:
         A dict of `name`, `description`, `rows`, `summary`, `comparisons` and `failures`.
@@ -68,6 +74,9 @@ def collect(description: Description, jobs: Mapping[str, Job], out: str | Path) 
     rows: list[dict[str, Any]] = []
     failures = []
     for name, job in jobs.items():
+        if name in known:
+            rows += known[name]
+            continue
         found = finished(out, job)
         if found is None:
             failures.append({"job": name, "error": _error(job, jobs, Path(out))})

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.console import Console
 from tfmot_atmc.files import write_bytes, write_json
 from tfmot_atmc.study.comparisons import check_pairs
 from tfmot_atmc.study.description import Description
+from tfmot_atmc.study.earlier import rows_of, without
 from tfmot_atmc.study.jobs import Job, expand
 from tfmot_atmc.study.page import write_page
 from tfmot_atmc.study.plots import write_figures
@@ -41,6 +43,7 @@ def run_study(
     threads: int | None = None,
     data_dir: str | None = None,
     report_only: bool = False,
+    known: Sequence[str | os.PathLike[str]] = (),
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Trains and attacks whatever is not done yet, and writes results, figures and a page.
@@ -59,6 +62,8 @@ def run_study(
         threads: threads of TensorFlow in each; None for an equal share of the cores.
         data_dir: folder of tensorflow-datasets.
         report_only: run nothing, and write results, figures and page of what is done.
+        known: files `results.json` of earlier runs, whose models may be gone. What was measured
+            there under the same configuration is taken over, and no training is run for it alone.
         console: where to show progress; None for silence.
 
     Returns:
@@ -66,7 +71,8 @@ def run_study(
 
     Raises:
         StudyError: at the end, if jobs failed.
-        ValueError: if the description does not fit, before anything runs.
+        FileNotFoundError: if a file of `known` is not there.
+        ValueError: if the description or a file of `known` does not fit, before anything runs.
         RuntimeError: if another study runs in the same folder.
 
     Example:
@@ -74,8 +80,10 @@ def run_study(
     >>> results = run_study(Description(), "out/digits", jobs=2)  # doctest: +SKIP
     >>> results["rows"][0]["accuracy"]  # doctest: +SKIP
     """
-    todo = expand(description)
+    planned = expand(description)
     check_pairs(description)
+    rows = rows_of(known, planned)
+    todo = without(planned, rows)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.nullcontext() if report_only else exclusive(folder):
@@ -83,7 +91,8 @@ def run_study(
             count = _processes(jobs)
             task = Task(description, os.fspath(folder), data_dir, _threads(count, threads))
             _Run(todo, task, console).run(count)
-        results = collect(description, todo, folder)
+        shown = {name: job for name, job in planned.items() if name in todo or name in rows}
+        results = collect(description, shown, folder, rows)
         write_results(results, todo, folder)
         write_tables(results, folder)
         figures = write_figures(results, folder / "figures")
