@@ -3,8 +3,9 @@
 
     python benchmarks/pooled_difference.py --results mnist_study,mnist_chain --pair atmc,al0
 
-Every seed of every study is one value: the mean difference over the ratios asked for. Studies that
-share a dense start are counted as independent, which they are only in part.
+Every seed of every study is one value: the mean difference over the ratios asked for. Entries that
+a study has by other names count where both have the same ending, such as `atmc-layers` and
+`al0-layers`. Studies that share a dense start are counted as independent, which they are only in part.
 """
 
 from __future__ import annotations
@@ -33,10 +34,13 @@ def differences(name: str, attack: str) -> list[float]:
     """The mean difference over ratios of each seed that has them all."""
     results = json.loads((ROOT / name / "results.json").read_text())
     asked = [float(ratio) for ratio in RATIOS.value]
+    first, second = PAIR.value
     entries = [
         entry
         for entry in results["comparisons"]
-        if [entry["first"], entry["second"], entry["attack"]] == [*PAIR.value, attack]
+        if entry["attack"] == attack
+        and entry["first"].startswith(first)
+        and entry["second"] == second + entry["first"].removeprefix(first)
         and (entry["ratio"] in asked if asked else entry["ratio"] is not None)
     ]
     seeds = set.intersection(*(set(entry["by_seed"]) for entry in entries)) if entries else set()
