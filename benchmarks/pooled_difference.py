@@ -5,7 +5,8 @@
 
 Every seed of every study is one value: the mean difference over the ratios asked for. Entries that
 a study has by other names count where both have the same ending, such as `atmc-layers` and
-`al0-layers`. Studies that share a dense start are counted as independent, which they are only in part.
+`al0-layers`. Studies that share a dense start are counted as independent, which they are only in
+part.
 """
 
 from __future__ import annotations

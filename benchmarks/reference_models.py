@@ -8,7 +8,8 @@ between the 32-bit and the 8-bit stage on held-out images, writes `<name>.keras`
 and `.md` into the package, and the table of docs/references.md. Stopped and started again, it goes
 on where it was. `--study FILE --seed N` trains ATMC-32 as a study does, and
 `--trained FOLDER` takes finished stages from elsewhere, with `--rebuild` for the command that made
-them; `--autoattack 1000` adds AutoAttack to the cards of `--ratios`;
+them; `--autoattack 1000` adds AutoAttack to the cards of `--ratios`, with `--measure_only` to those
+that are there, without training;
 `--ratios=` alone writes the documents anew from the cards.
 """
 
@@ -55,6 +56,9 @@ SEED = flags.DEFINE_integer("seed", 0, "Seed of the study.")
 REBUILD = flags.DEFINE_string("rebuild", None, "The command that made --trained.")
 IMAGES = flags.DEFINE_list("images", ["10000", "2000", "1000"], "Images: clean, PGD-16, PGD-40.")
 AUTOATTACK = flags.DEFINE_integer("autoattack", 0, "Images for AutoAttack; 0 for none.")
+MEASURE_ONLY = flags.DEFINE_bool(
+    "measure_only", False, "Train nothing: measure the models that are there again."
+)
 THREADS = flags.DEFINE_integer("threads", 1, "Threads of this process; 0 for all cores.")
 OUT = flags.DEFINE_string("out", str(cards.FILES), "Folder of the models and cards.")
 
@@ -229,6 +233,15 @@ def measure(name: str, data: Any, work: Path) -> dict[str, Any]:
     return {"accuracy": found, "warnings": warnings}
 
 
+def measure_again(ratio: float, data: Any) -> None:
+    """Replaces the accuracies of a card by those of its files, as measured now."""
+    path = Path(OUT.value) / f"lenet-mnist-{ratio:g}.json"
+    work = Path(WORK.value)
+    work.mkdir(parents=True, exist_ok=True)
+    card = json.loads(path.read_text())
+    write_json(path, card | measure(card["name"], data, work))
+
+
 def _clean(path: Path, source: keras.Model, x: Any, y: Any) -> dict[str, Any]:
     """Clean accuracy, and whether the file and its twin say the same."""
     (outputs,) = atmc.export.TFLiteModel(path)(x)
@@ -329,7 +342,7 @@ def main(_: list[str]) -> None:
     ratios = [float(ratio) for ratio in RATIOS.value if ratio]
     data = atmc.datasets.load("mnist") if ratios else None
     for ratio in ratios:
-        build(ratio, data)
+        (measure_again if MEASURE_ONLY.value else build)(ratio, data)
     if Path(OUT.value) == cards.FILES:
         cards.write_documents()
 
