@@ -162,6 +162,34 @@ def test_downsampled_perturbations_start_within_the_ball_and_still_gain():
     assert float(tf.reduce_mean(loss[0])) > float(tf.reduce_mean(loss[1]))
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_first_visit_takes_its_own_number_of_steps_and_only_where_it_is_one(compiled):
+    images, labels = _images(3) * 0.2 + 0.4, np.array([0, 1, 0])
+    options = {"epsilon": 0.3, "num_examples": 4, "image_shape": (4, 4, 3), "step_size": 0.05}
+
+    def visits(order, **more):
+        attack = ATTA(**options, **more)
+        call = tf.function(attack.__call__) if compiled else attack.__call__
+        for rows in order:
+            call(two_classes, _keyed(images[rows], rows), labels[rows], seed=3)
+        return attack.store.numpy()
+
+    long = visits([[0, 1]], first_steps=4)
+    np.testing.assert_array_equal(long, visits([[0, 1]], steps=4))
+    few = visits([[0, 1]], steps=2)
+    np.testing.assert_array_equal(visits([[0, 1]], steps=2, first_steps=1), few)
+    # Example 2 comes when 0 and 1 were there before: they go on by one step, it begins by four.
+    mixed = visits([[0, 1], [0, 1, 2]], first_steps=4)
+    again = visits([[0, 1], [0, 1]], first_steps=4)
+    np.testing.assert_array_equal(mixed[[0, 1]], again[[0, 1]])
+    assert 0.04 < np.abs(mixed[0] - long[0]).max() < 0.051
+    once = visits([[0, 1], [0, 1, 2]])[2]
+    moved = np.abs(mixed[2] - once)[np.abs(mixed[2]) < 0.299]  # not where the ball ends
+    np.testing.assert_allclose(moved, 0.15, atol=1e-3)
+    reset = visits([[0], [0]], first_steps=4, reset_every=1)
+    np.testing.assert_array_equal(reset, visits([[0]], first_steps=4))
+
+
 def test_reset_draws_perturbations_anew():
     attack = ATTA(epsilon=0.1, num_examples=1, image_shape=(4, 4, 3), step_size=0.0, reset_every=2)
     keyed, label = _keyed(_images(1) * 0.5 + 0.25, [0]), np.array([0])
@@ -240,7 +268,9 @@ def test_config_and_file_give_the_same_attack_again(tmp_path):
         epsilon=[0.1, 0.2, 0.1], num_examples=2, image_shape=(4, 4, 3), padding=1, downsample=3
     )
     twin = attacks.get(attacks.serialize(attack))
-    assert twin.get_config() == attack.get_config()
+    assert twin.get_config() == attack.get_config() and "first_steps" not in twin.get_config()
+    longer = attacks.get(attacks.serialize(ATTA(epsilon=0.1, first_steps=3)))
+    assert longer.first_steps == 3 == longer.sized(2, (4, 4, 3)).first_steps
     keyed, labels = _keyed(_images(2), [0, 1], [[0, 1, 1], [2, 2, 0]]), np.array([0, 1])
     attack(linear, keyed, labels)
     attack.save(tmp_path / "store.npz")

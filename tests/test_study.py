@@ -4,6 +4,7 @@
 import dataclasses
 import pathlib
 
+import keras
 import pytest
 
 from tfmot_atmc import attacks
@@ -57,6 +58,7 @@ def test_every_study_of_the_project_can_be_expanded(path):
         ({"methods": [{"name": "x"}]}, "mapping with `method`"),
         ({"methods": [{"method": "al0", "name": "al0-8"}]}, "look like one with bits"),
         ({"methods": [{"method": "al0", "learning_rate": 0}]}, "factor above 0"),
+        ({"methods": [{"method": "al0", "optimizer": "lion"}]}, "among .'sgd', 'adam'"),
         ({"seeds": []}, "must not be empty"),
         ({"seeds": [-1]}, "at least 0"),
         ({"epochs": 0}, "at least 1"),
@@ -252,9 +254,15 @@ def test_finished_models_are_trained_as_long_as_those_with_codebooks_and_off_the
 def test_entries_of_methods_change_their_own_stages_only():
     methods = ["al0", {"method": "al0", "name": "slow", "learning_rate": 0.5, "ratios": 0.1}]
     methods.append({"method": "atmc", "arguments": {"schedule": "constant"}, "bits": 4})
+    methods.append({"method": "al0", "name": "adam", "optimizer": "adam", "ratios": 0.1})
     description = described(methods=methods, quantize_afterwards=[], batch_size=32)
-    al0, slow, atmc = (method_stages(entry, 0.1, 4, description) for entry in description.methods)
+    al0, slow, atmc, adam = (
+        method_stages(entry, 0.1, 4, description) for entry in description.methods
+    )
     assert [s.learning_rate for s in slow] == [s.learning_rate / 2 for s in al0]
+    assert {s.optimizer for s in al0 + slow + atmc} == {"sgd"}
+    assert {s.optimizer for s in adam} == {"adam"} and description.methods[3].optimizer == "adam"
+    assert isinstance(adam[0].make_optimizer(10), keras.optimizers.Adam)
     assert type(atmc[0].method.schedule).__name__ == "ConstantBudget"
     assert {s.batch_size for s in al0} == {32}
     rows = [job.row for job in expand(description).values() if job.row]
@@ -297,3 +305,19 @@ def test_training_with_carried_perturbations_needs_no_sizes_and_takes_its_steps(
     factors = {stage.attack_factor: stage for job in jobs for stage in job.stages}
     assert set(factors) == {0, 1, 3} and factors[0].make_attack(attack) is None  # 0: NAP's
     assert [factors[n].make_attack(attack).steps for n in (1, 3)] == [1, 3]
+
+
+def test_what_starts_from_a_robust_model_begins_to_carry_by_three_steps_and_says_so():
+    def stages(name, **arguments):
+        attack = {name: {"attack": name, "epsilon": 0.1, **arguments}}
+        jobs = trained(expand(described(training=attack, methods=["al0"], seeds=[0])))
+        run = attacks.get(jobs[0].configuration["attack"])
+        last = max(jobs, key=lambda job: len(job.stages))
+        made = [stage.make_attack(run) for stage in last.stages]
+        return [getattr(a, "first_steps", None) for a in made], last.configuration["stages"]
+
+    first, plain = stages("atta")
+    assert first == [None, 3, 3, 3, 3] and "first_steps" not in plain[0]
+    assert [stage["first_steps"] for stage in plain[1:]] == [3, 3, 3, 3]
+    assert stages("atta", first_steps=1)[0] == [1, 1, 1, 1, 1]  # the attack's own wins
+    assert all("first_steps" not in stage for stage in stages("pgd")[1])

@@ -15,6 +15,7 @@ from tfmot_atmc.methods import get as get_method
 from tfmot_atmc.objectives import AdversarialLoss
 
 __all__ = [
+    "OPTIMIZERS",
     "PRESETS",
     "CoupledSGD",
     "Stage",
@@ -44,6 +45,8 @@ class Stage:
         objective: `"adversarial"`, `"half"` or an `Objective`; None for that of the run.
         attack_factor: the training attack takes this many times the steps of the run's attack;
             0 for training on clean inputs.
+        first_steps: of an attack that carries perturbations (`ATTA`) and has none of its own: the
+            steps at an example's first visit. For stages that start from a model that resists.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Stage:
     batch_size: int = 64
     objective: Any = None
     attack_factor: int = 1
+    first_steps: int | None = None
 
     def on_clean_inputs(self) -> Stage:
         """Returns the same stage without attacks in training."""
@@ -77,6 +81,8 @@ class Stage:
         attack = attacks.get(attack)
         config = attack.get_config()
         if isinstance(attack, attacks.ATTA):
+            if self.first_steps is not None:
+                config = {"first_steps": self.first_steps, **config}
             attack = type(attack).from_config(config)
         if self.attack_factor == 1 or "steps" not in config:
             return attack
@@ -93,10 +99,10 @@ class Stage:
                 [round(fraction * steps) for fraction in self.decay],
                 [self.learning_rate * 0.1**i for i in range(len(self.decay) + 1)],
             )
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"`optimizer` must be among {OPTIMIZERS}. Got {self.optimizer!r}.")
         if self.optimizer == "adam":
             return keras.optimizers.Adam(rate, global_clipnorm=self.clipnorm)
-        if self.optimizer != "sgd":
-            raise ValueError(f"`optimizer` must be 'sgd' or 'adam'. Received {self.optimizer!r}.")
         return CoupledSGD(rate, momentum=0.9, l2=self.weight_decay, global_clipnorm=self.clipnorm)
 
 
@@ -144,6 +150,7 @@ _PRUNING: dict[str, Any] = {
     "learning_rate": 0.15,
     "clipnorm": 5.0,
     "objective": AdversarialLoss(clean_weight=0.2),
+    "first_steps": 3,
 }
 _HARDENING: dict[str, Any] = _PRUNING | {
     "learning_rate": 0.05,
@@ -237,6 +244,7 @@ def atmc_stages(
 
 
 PRESETS = ("default", "paper")
+OPTIMIZERS = ("sgd", "adam")
 
 
 def _check_preset(preset: str) -> None:

@@ -59,6 +59,8 @@ class ATTA(Attack):
         image_shape: Shape of an image that the model sees, `(height, width, channels)`; or any
             shape where there is neither padding nor downsampling nor mirroring.
         steps: Steps at each visit of an example.
+        first_steps: Steps at its first visit and after each reset, if more than `steps`. A model
+            that resists already forgets it within an epoch of single steps from noise.
         step_size: Step in input units; None is `epsilon / 2`.
         padding: Pixels by which augmentation pads an image on each side before it crops.
         downsample: Side of the blocks of which only the average is stored; 1 stores all.
@@ -89,6 +91,7 @@ class ATTA(Attack):
         num_examples: int | None = None,
         image_shape: Sequence[int] | None = None,
         steps: int = 1,
+        first_steps: int | None = None,
         step_size: Any = None,
         padding: int = 0,
         downsample: int = 1,
@@ -105,12 +108,14 @@ class ATTA(Attack):
         for name, value in (
             ("num_examples", num_examples),
             ("steps", steps),
+            ("first_steps", first_steps),
             ("reset_every", reset_every),
         ):
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1. Received {value!r}.")
         self.num_examples = None if num_examples is None else int(num_examples)
         self.steps = int(steps)
+        self.first_steps = None if first_steps is None else int(first_steps)
         self._step_size = None if step_size is None else radius(step_size, "step_size")
         self.reset_every = None if reset_every is None else int(reset_every)
         self.max_bytes = int(max_bytes)
@@ -280,8 +285,11 @@ class ATTA(Attack):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments as plain Python values."""
+        # Left out where it is not set: studies are known by the configuration of their attacks.
+        first = {} if self.first_steps is None else {"first_steps": self.first_steps}
         return {
             **super().get_config(),
+            **first,
             "num_examples": self.num_examples,
             "image_shape": self.image_shape,
             "steps": self.steps,
@@ -306,7 +314,7 @@ class ATTA(Attack):
     def _perturb(self, problem: Problem, seed: tf.Tensor) -> Leaves:
         keyed = problem.pack(problem.x)
         if not isinstance(keyed, Keyed):
-            return self._ascend(problem, problem.random_start(seed))
+            return self._ascend(problem, problem.random_start(seed), self.steps)
         self._state()  # refuses where there is no data, before shapes are compared
         image = problem.x[0]
         if tuple(image.shape[1:]) != self.image_shape:
@@ -314,28 +322,44 @@ class ATTA(Attack):
                 f"The images have shape {tuple(image.shape[1:])}, but `image_shape` is "
                 f"{self.image_shape}."
             )
-        old = self._recall(problem, keyed.index, seed)
+        fresh = self._fresh(keyed.index)
+        old = self._recall(problem, keyed.index, fresh, seed)
         window = self._canvas.read(tf.cast(old, image.dtype), keyed.window)
         # Elsewhere on the canvas, or after rounding, it may have been outside: projected at once.
-        leaves = self._ascend(problem, problem.project([image + window]))
+        leaves = self._prepared(problem, problem.project([image + window]), fresh)
+        leaves = self._ascend(problem, leaves, self.steps)
         change = tf.cast(leaves[0] - image, tf.float32)
         self._remember(self._canvas.write(old, change, keyed.window), keyed.index)
         return leaves
 
-    def _ascend(self, problem: Problem, leaves: Leaves) -> Leaves:
+    def _prepared(self, problem: Problem, leaves: Leaves, fresh: tf.Tensor) -> Leaves:
+        """Takes the steps that first visits have more than others."""
+        more = (self.first_steps or 0) - self.steps
+        if more < 1:
+            return leaves
+        return tf.cond(
+            tf.reduce_any(fresh),
+            lambda: problem.select(fresh, self._ascend(problem, leaves, more), leaves),
+            lambda: leaves,
+        )
+
+    def _ascend(self, problem: Problem, leaves: Leaves, steps: int) -> Leaves:
         def step(leaves: Leaves) -> tuple[Leaves]:
             _, _, gradients = problem.gradient(leaves)
             return (problem.step(leaves, gradients, self.step_size),)
 
-        return repeat(step, (leaves,), self.steps)[0]
+        return repeat(step, (leaves,), steps)[0]
 
-    def _recall(self, problem: Problem, index: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    def _fresh(self, index: tf.Tensor) -> tf.Tensor:
+        """Returns which examples have no perturbation that could be carried on."""
+        visits = tf.gather(self.visits, index)
+        return visits == 0 if self.reset_every is None else visits % self.reset_every == 0
+
+    def _recall(
+        self, problem: Problem, index: tf.Tensor, fresh: tf.Tensor, seed: tf.Tensor
+    ) -> tf.Tensor:
         """Returns canvases, float32: stored ones, or noise where there are none yet."""
         stored = self._canvas.upsample(tf.cast(tf.gather(self.store, index), tf.float32))
-        visits = tf.gather(self.visits, index)
-        fresh = visits == 0
-        if self.reset_every is not None:
-            fresh = visits % self.reset_every == 0
         noise = problem._uniform(stored, fold_in(seed, 0))
         noise *= problem.constant(self.epsilon, stored)
         return tf.where(problem.column(fresh, stored), noise, stored)

@@ -18,7 +18,7 @@ from tfmot_atmc.attacks import Attack
 from tfmot_atmc.objectives import AdversarialLoss
 from tfmot_atmc.presets import defaults
 from tfmot_atmc.quantization import WAYS
-from tfmot_atmc.recipes import PRESETS
+from tfmot_atmc.recipes import OPTIMIZERS, PRESETS
 from tfmot_atmc.settings import METHODS
 
 __all__ = ["AttackEntry", "Description", "MethodEntry", "load_description"]
@@ -39,6 +39,8 @@ class MethodEntry:
         ratios: its own ratios; None for those of the study.
         bits: its own bits; None for those of the study.
         learning_rate: factor on the learning rates of its stages after the dense start.
+        optimizer: `"sgd"` or `"adam"` for those stages, which wants a factor of about 0.02 on
+            rates that are meant for SGD; None for the stages' own.
         after: in a chain, the name of an entry before it: its first ratio goes on from the model
             of that one's last ratio, and not from the dense start.
     """
@@ -49,6 +51,7 @@ class MethodEntry:
     ratios: tuple[float, ...] | None = None
     bits: tuple[int, ...] | None = None
     learning_rate: float = 1.0
+    optimizer: str | None = None
     after: str | None = None
 
     def __post_init__(self) -> None:
@@ -63,6 +66,8 @@ class MethodEntry:
             )
         if self.learning_rate <= 0:
             raise ValueError(f"`learning_rate` is a factor above 0. Received {self.learning_rate}.")
+        if self.optimizer not in (None, *OPTIMIZERS):
+            raise ValueError(f"`optimizer` must be among {OPTIMIZERS}. Got {self.optimizer!r}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -164,6 +164,7 @@ def _adapted(stage: Stage, entry: MethodEntry, description: Description) -> Stag
         name=stage.name.replace("atmc", entry.method),
         method=method,
         learning_rate=stage.learning_rate * entry.learning_rate,
+        optimizer=entry.optimizer or stage.optimizer,
         batch_size=description.batch_size or stage.batch_size,
     )
 
@@ -292,7 +293,7 @@ def _training(
 ) -> Job:
     """Returns the job of the last of some stages, the known one where there is one."""
     last = stages[-1]
-    configuration = {**run, "stages": [_plain(stage) for stage in stages]}
+    configuration = {**run, "stages": [_plain(stage, run["attack"]) for stage in stages]}
     name, digest = _named(f"{run['data']}-{run['model']}-s{run['seed']}-{last.name}", configuration)
     if name in found:
         return found[name]
@@ -339,8 +340,10 @@ def _effort(attack: attacks.Attack) -> float:
     return float(steps) * (config.get("restarts") or 1)
 
 
-def _plain(stage: Stage) -> dict[str, Any]:
+def _plain(stage: Stage, attack: Mapping[str, Any]) -> dict[str, Any]:
     values = {field.name: getattr(stage, field.name) for field in dataclasses.fields(stage)}
+    if attack["class_name"] != "ATTA" or stage.first_steps is None:
+        del values["first_steps"]  # it changes nothing there
     values["method"] = keras.saving.serialize_keras_object(stage.method)
     return values | {"objective": repr(stage.objective)}
 
