@@ -203,6 +203,7 @@ def test_every_command_tells_its_flags(command, capsys):
         (["compress", "--method=alr", "--layer_exponent=0.1"], "with a budget of nonzeros: 'atmc'"),
         (["compress", "--layer_exponent=1.5"], "1.5"),
         (["compress", "--learning_rate=0"], "factor above 0"),
+        (["compress", "--optimizer=lion"], "among .'sgd', 'adam'"),
         (["compress", "--model=lenet"], "small_cnn"),
         (["compress", "surplus"], "flags only"),
         (["evaluate", "absent.keras"], "no file 'absent.keras'"),
@@ -269,6 +270,11 @@ def test_rates_and_budgets_of_layers_are_those_of_all_stages_after_the_start(met
     same_start, *layers = settings.stages()
     assert same_start.learning_rate == start.learning_rate
     assert [s.learning_rate for s in layers] == [s.learning_rate / 2 for s in plain]
+    adam = CompressionSettings(**common, optimizer="adam", learning_rate=0.5).resolved().stages()
+    assert adam[0].learning_rate == start.learning_rate  # by Adam anyway
+    assert {s.optimizer for s in adam} == {"adam"}
+    rates = [s.learning_rate / 100 for s in plain]
+    assert [s.learning_rate for s in adam[1:]] == pytest.approx(rates)
     assert {s.method.layer_exponent for s in plain} == {None}
     for stage, before in zip(layers, plain, strict=True):
         config = before.method.get_config() | {"layer_exponent": 0.1}

@@ -262,6 +262,9 @@ def test_entries_of_methods_change_their_own_stages_only():
     assert [s.learning_rate for s in slow] == [s.learning_rate / 2 for s in al0]
     assert {s.optimizer for s in al0 + slow + atmc} == {"sgd"}
     assert {s.optimizer for s in adam} == {"adam"} and description.methods[3].optimizer == "adam"
+    assert [s.learning_rate for s in adam] == pytest.approx([s.learning_rate / 50 for s in al0])
+    assert adam[0].with_optimizer("sgd").learning_rate == pytest.approx(al0[0].learning_rate)
+    assert al0[0].with_optimizer("sgd") == al0[0]
     assert isinstance(adam[0].make_optimizer(10), keras.optimizers.Adam)
     assert type(atmc[0].method.schedule).__name__ == "ConstantBudget"
     assert {s.batch_size for s in al0} == {32}

@@ -9,7 +9,7 @@ from typing import Any
 from tfmot_atmc import attacks, methods, models, recipes
 from tfmot_atmc.math import parse_bytes
 from tfmot_atmc.presets import defaults
-from tfmot_atmc.recipes import Stage
+from tfmot_atmc.recipes import OPTIMIZERS, Stage
 
 __all__ = ["METHODS", "CompressionSettings"]
 
@@ -41,6 +41,7 @@ class CompressionSettings:
         dense_epochs: epochs of the dense start; by default 0 for a `.keras` file.
         epochs: epochs of the pruning stage.
         learning_rate: factor on the learning rates of all stages after the dense start.
+        optimizer: `"sgd"` or `"adam"` in those stages, at rates that suit it; None for their own.
         batch_size: examples a step; None for the stage's own.
         seed: seed of weights, batches and attacks.
         limit: at most so many examples in each split; None for all.
@@ -63,6 +64,7 @@ class CompressionSettings:
     dense_epochs: int | None = None
     epochs: int | None = None
     learning_rate: float | None = None
+    optimizer: str | None = None
     batch_size: int | None = None
     seed: int = 0
     limit: int | None = None
@@ -109,6 +111,8 @@ class CompressionSettings:
             )
         if self.learning_rate is not None and self.learning_rate <= 0:
             raise ValueError(f"`learning_rate` is a factor above 0. Received {self.learning_rate}.")
+        if self.optimizer not in (None, *OPTIMIZERS):
+            raise ValueError(f"`optimizer` must be among {OPTIMIZERS}. Got {self.optimizer!r}.")
         if (self.dense_epochs or 0) < 0 or (self.epochs or 0) < 1 or (self.batch_size or 1) < 1:
             raise ValueError(
                 "`epochs` and `batch_size` must be at least 1 and `dense_epochs` at least 0. "
@@ -159,6 +163,7 @@ class CompressionSettings:
 
     def _adapted(self, stage: Stage) -> Stage:
         """Returns a stage after the dense start with its rate and its kind of budget."""
+        stage = stage.with_optimizer(self.optimizer or stage.optimizer)
         method = stage.method
         if self.layer_exponent is not None:
             config = method.get_config() | {"layer_exponent": self.layer_exponent}

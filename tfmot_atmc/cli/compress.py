@@ -53,6 +53,7 @@ def _define(values: flags.FlagValues) -> None:
     whole("dense_epochs", "Epochs of the dense start; 0 for a .keras file. [by dataset]", least=0)
     whole("epochs", "Epochs of the pruning stage. [by dataset]")
     define_number("learning_rate", "Factor on the rates of the stages after the start.", values)
+    text("optimizer", None, "Optimizer of those stages, at rates for it: sgd, adam. [by stage]")
     whole("batch_size", "Examples a step. [by stage]")
     whole("seed", "Seed of everything.", default=0, least=0)
     whole("limit", "Use at most so many examples of each split.")

@@ -39,8 +39,7 @@ class MethodEntry:
         ratios: its own ratios; None for those of the study.
         bits: its own bits; None for those of the study.
         learning_rate: factor on the learning rates of its stages after the dense start.
-        optimizer: `"sgd"` or `"adam"` for those stages, which wants a factor of about 0.02 on
-            rates that are meant for SGD; None for the stages' own.
+        optimizer: `"sgd"` or `"adam"` for those stages, at rates that suit it; None for their own.
         after: in a chain, the name of an entry before it: its first ratio goes on from the model
             of that one's last ratio, and not from the dense start.
     """

@@ -159,12 +159,12 @@ def _adapted(stage: Stage, entry: MethodEntry, description: Description) -> Stag
         stage = stage.with_objective_of_the_run()
     elif description.clean_weight is not None and stage.objective is not None:
         stage = dataclasses.replace(stage, objective=AdversarialLoss(description.clean_weight))
+    stage = stage.with_optimizer(entry.optimizer or stage.optimizer)
     return dataclasses.replace(
         stage,
         name=stage.name.replace("atmc", entry.method),
         method=method,
         learning_rate=stage.learning_rate * entry.learning_rate,
-        optimizer=entry.optimizer or stage.optimizer,
         batch_size=description.batch_size or stage.batch_size,
     )
 
