@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A study's curves beside those of the paper.
 
-    python benchmarks/paper_comparison.py --results benchmarks/results/mnist_chain/results.json \
-        --longer benchmarks/results/mnist_best/results.json
+    cd benchmarks/results
+    python ../paper_comparison.py --results mnist_chain/results.json \
+        --longer mnist_best/results.json,mnist_close/results.json
 
 The paper prints no numbers for its figure 1: the values here were read off it, with an error of
 about 0.006 in accuracy (0.012 where curves overlap) and 4% in size. Ours are drawn with lines, the
-paper's with dashes in the same colour; a second study, of longer trainings, with diamonds. A table
+paper's with dashes in the same colour; further studies, of longer trainings, with diamonds. A table
 says how far each method is from the paper at the sizes that we ran, interpolated on the logarithm
 of the size.
 """
@@ -27,7 +28,7 @@ from tfmot_atmc.figures import save_figure
 from tfmot_atmc.files import write_json
 
 RESULTS = flags.DEFINE_string("results", None, "results.json of a study.", required=True)
-LONGER = flags.DEFINE_string("longer", None, "results.json of a study of longer trainings.")
+LONGER = flags.DEFINE_list("longer", [], "results.json of studies of longer trainings.")
 OUT = flags.DEFINE_string("out", None, "Folder for paper.png and paper.json. [beside the results]")
 
 Curve = list[tuple[float, float]]
@@ -130,7 +131,16 @@ def draw_entries(axes: Any, found: dict[str, list[dict[str, Any]]], style: str) 
             axes.errorbar(sizes, means, spread, fmt=style, color=COLORS[name], label=label)
 
 
-def draw(results: dict[str, Any], longer: dict[str, Any] | None = None) -> Figure:
+def joined(studies: list[dict[str, Any]], attack: str) -> dict[str, list[dict[str, Any]]]:
+    """The entries of several studies, as of one."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for results in studies:
+        for name, entries in ours(results, attack).items():
+            found.setdefault(name, []).extend(entries)
+    return {name: sorted(rows, key=lambda row: row["paper_ratio"]) for name, rows in found.items()}
+
+
+def draw(results: dict[str, Any], longer: list[dict[str, Any]]) -> Figure:
     """Clean and robust accuracy against size, ours and the paper's."""
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     for axes, (attack, curves) in zip(figure.subplots(1, 2), PAPER.items(), strict=True):
@@ -141,7 +151,7 @@ def draw(results: dict[str, Any], longer: dict[str, Any] | None = None) -> Figur
         axes.axhline(PAPER_DENSE[attack], color="black", linestyle=":", linewidth=1)
         draw_entries(axes, found, "o-")
         if longer:
-            draw_entries(axes, ours(longer, attack), "D-.")
+            draw_entries(axes, joined(longer, attack), "D-.")
         axes.set_xscale("log")
         axes.set(xlabel="size / dense size", ylabel="accuracy", title=attack, ylim=(0, 1))
         axes.grid(alpha=0.3)
@@ -158,16 +168,15 @@ def main(_: list[str]) -> None:
     results = json.loads(Path(RESULTS.value).read_text())
     out = Path(OUT.value or Path(RESULTS.value).parent)
     rows = differences(results)
-    longer = None
-    if LONGER.value:
-        longer = json.loads(Path(LONGER.value).read_text())
-        rows += [{**row, "longer": True} for row in differences(longer)]
+    longer = [json.loads(Path(path).read_text()) for path in LONGER.value]
+    for study in longer:
+        rows += [{**row, "longer": study["name"]} for row in differences(study)]
     table = Table("attack", "method", "size", "ours", "paper", "ours - paper")
     for row in rows:
         known = row["paper"] is not None
         table.add_row(
             row["attack"],
-            row["variant"] + (" (longer)" if row.get("longer") else ""),
+            row["variant"] + (f" ({row['longer']})" if "longer" in row else ""),
             f"{row['paper_ratio']:.4f}",
             f"{row['ours']:.3f}",
             f"{row['paper']:.3f}" if known else "-",
