@@ -131,15 +131,6 @@ def draw_entries(axes: Any, found: dict[str, list[dict[str, Any]]], style: str) 
             axes.errorbar(sizes, means, spread, fmt=style, color=COLORS[name], label=label)
 
 
-def joined(studies: list[dict[str, Any]], attack: str) -> dict[str, list[dict[str, Any]]]:
-    """The entries of several studies, as of one."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for results in studies:
-        for name, entries in ours(results, attack).items():
-            found.setdefault(name, []).extend(entries)
-    return {name: sorted(rows, key=lambda row: row["paper_ratio"]) for name, rows in found.items()}
-
-
 def draw(results: dict[str, Any], longer: list[dict[str, Any]]) -> Figure:
     """Clean and robust accuracy against size, ours and the paper's."""
     figure = Figure(figsize=(11, 4.8), layout="constrained")
@@ -150,8 +141,8 @@ def draw(results: dict[str, Any], longer: list[dict[str, Any]]) -> Figure:
             axes.plot(sizes, accuracies, "--", color=COLORS[name], linewidth=1, alpha=0.8)
         axes.axhline(PAPER_DENSE[attack], color="black", linestyle=":", linewidth=1)
         draw_entries(axes, found, "o-")
-        if longer:
-            draw_entries(axes, joined(longer, attack), "D-.")
+        for study in longer:
+            draw_entries(axes, ours(study, attack), "D-.")
         axes.set_xscale("log")
         axes.set(xlabel="size / dense size", ylabel="accuracy", title=attack, ylim=(0, 1))
         axes.grid(alpha=0.3)
