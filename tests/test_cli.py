@@ -203,7 +203,7 @@ def test_every_command_tells_its_flags(command, capsys):
         (["compress", "--method=alr", "--layer_exponent=0.1"], "with a budget of nonzeros: 'atmc'"),
         (["compress", "--layer_exponent=1.5"], "1.5"),
         (["compress", "--learning_rate=0"], "factor above 0"),
-        (["compress", "--optimizer=lion"], "among ('sgd', 'adam')"),
+        (["compress", "--optimizer=lion"], "one of ('sgd', 'adam')"),
         (["compress", "--model=lenet"], "small_cnn"),
         (["compress", "surplus"], "flags only"),
         (["evaluate", "absent.keras"], "no file 'absent.keras'"),

@@ -58,7 +58,7 @@ def test_every_study_of_the_project_can_be_expanded(path):
         ({"methods": [{"name": "x"}]}, "mapping with `method`"),
         ({"methods": [{"method": "al0", "name": "al0-8"}]}, "look like one with bits"),
         ({"methods": [{"method": "al0", "learning_rate": 0}]}, "factor above 0"),
-        ({"methods": [{"method": "al0", "optimizer": "lion"}]}, "among .'sgd', 'adam'"),
+        ({"methods": [{"method": "al0", "optimizer": "lion"}]}, "one of .'sgd', 'adam'"),
         ({"seeds": []}, "must not be empty"),
         ({"seeds": [-1]}, "at least 0"),
         ({"epochs": 0}, "at least 1"),

@@ -19,7 +19,6 @@ from tfmot_atmc.compression import compress
 from tfmot_atmc.datasets import PADDING, Dataset, EpochBatches
 from tfmot_atmc.files import write_json, written_whole
 from tfmot_atmc.stages import (
-    OPTIMIZERS,
     PRESETS,
     CoupledSGD,
     Stage,
@@ -31,7 +30,6 @@ from tfmot_atmc.stages import (
 from tfmot_atmc.training import CompressedModel
 
 __all__ = [
-    "OPTIMIZERS",
     "PRESETS",
     "CoupledSGD",
     "Stage",

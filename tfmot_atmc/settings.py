@@ -9,7 +9,8 @@ from typing import Any
 from tfmot_atmc import attacks, methods, models, recipes
 from tfmot_atmc.math import parse_bytes
 from tfmot_atmc.presets import defaults
-from tfmot_atmc.recipes import OPTIMIZERS, Stage
+from tfmot_atmc.recipes import Stage
+from tfmot_atmc.stages import check_optimizer
 
 __all__ = ["METHODS", "CompressionSettings"]
 
@@ -111,8 +112,8 @@ class CompressionSettings:
             )
         if self.learning_rate is not None and self.learning_rate <= 0:
             raise ValueError(f"`learning_rate` is a factor above 0. Received {self.learning_rate}.")
-        if self.optimizer not in (None, *OPTIMIZERS):
-            raise ValueError(f"`optimizer` must be among {OPTIMIZERS}. Got {self.optimizer!r}.")
+        if self.optimizer is not None:
+            check_optimizer(self.optimizer)
         if (self.dense_epochs or 0) < 0 or (self.epochs or 0) < 1 or (self.batch_size or 1) < 1:
             raise ValueError(
                 "`epochs` and `batch_size` must be at least 1 and `dense_epochs` at least 0. "

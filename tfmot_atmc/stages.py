@@ -15,12 +15,12 @@ from tfmot_atmc.methods import get as get_method
 from tfmot_atmc.objectives import AdversarialLoss
 
 __all__ = [
-    "OPTIMIZERS",
     "PRESETS",
     "CoupledSGD",
     "Stage",
     "atmc_stages",
     "baseline_stages",
+    "check_optimizer",
     "dense_stage",
     "l0_stages",
 ]
@@ -77,11 +77,15 @@ class Stage:
         Args:
             optimizer: `"sgd"` or `"adam"`, whose rates are a fiftieth of those of `"sgd"`.
 
+        Raises:
+            ValueError: if it is another.
+
         Example:
 
         >>> Stage("l0", DA(), 8, 0.15).with_optimizer("adam").learning_rate
         0.003
         """
+        check_optimizer(optimizer)
         rate = self.learning_rate
         if optimizer != self.optimizer:
             rate *= _RATES[optimizer] / _RATES[self.optimizer]
@@ -115,8 +119,7 @@ class Stage:
                 [round(fraction * steps) for fraction in self.decay],
                 [self.learning_rate * 0.1**i for i in range(len(self.decay) + 1)],
             )
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"`optimizer` must be among {OPTIMIZERS}. Got {self.optimizer!r}.")
+        check_optimizer(self.optimizer)
         if self.optimizer == "adam":
             return keras.optimizers.Adam(rate, global_clipnorm=self.clipnorm)
         return CoupledSGD(rate, momentum=0.9, l2=self.weight_decay, global_clipnorm=self.clipnorm)
@@ -262,7 +265,12 @@ def atmc_stages(
 PRESETS = ("default", "paper")
 # From one dense start on MNIST, at ratio 0.05, SGD was best at 0.075 and Adam at 0.003.
 _RATES = {"sgd": 1.0, "adam": 0.02}
-OPTIMIZERS = tuple(_RATES)
+
+
+def check_optimizer(optimizer: str) -> None:
+    """Raises ValueError unless stages know an optimizer of that name."""
+    if optimizer not in _RATES:
+        raise ValueError(f"`optimizer` must be one of {tuple(_RATES)}. Received {optimizer!r}.")
 
 
 def _check_preset(preset: str) -> None:

@@ -18,8 +18,9 @@ from tfmot_atmc.attacks import Attack
 from tfmot_atmc.objectives import AdversarialLoss
 from tfmot_atmc.presets import defaults
 from tfmot_atmc.quantization import WAYS
-from tfmot_atmc.recipes import OPTIMIZERS, PRESETS
+from tfmot_atmc.recipes import PRESETS
 from tfmot_atmc.settings import METHODS
+from tfmot_atmc.stages import check_optimizer
 
 __all__ = ["AttackEntry", "Description", "MethodEntry", "load_description"]
 
@@ -65,8 +66,8 @@ class MethodEntry:
             )
         if self.learning_rate <= 0:
             raise ValueError(f"`learning_rate` is a factor above 0. Received {self.learning_rate}.")
-        if self.optimizer not in (None, *OPTIMIZERS):
-            raise ValueError(f"`optimizer` must be among {OPTIMIZERS}. Got {self.optimizer!r}.")
+        if self.optimizer is not None:
+            check_optimizer(self.optimizer)
 
 
 @dataclasses.dataclass(frozen=True)
