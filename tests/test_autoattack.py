@@ -3,6 +3,7 @@
 
 import json
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -15,6 +16,7 @@ from tfmot_atmc.attacks import APGD, APGDT, FAB, FABT, AutoAttack, Problem, Squa
 from tfmot_atmc.attacks.fab import move_to_hyperplane
 from tfmot_atmc.attacks.margins import dlr, likely_targets, margin, targeted_dlr
 from tfmot_atmc.attacks.outputs import cross_entropy
+from tfmot_atmc.evaluation.targets import as_target
 
 NETWORK = reference.Network(12)
 EPSILON = 0.15
@@ -318,3 +320,29 @@ def test_bad_arguments_are_refused(make, message):
         make()
     with pytest.raises(TypeError, match="has no argument `targeted`"):
         APGD(epsilon=0.1, targeted=True)
+
+
+def test_an_evaluation_traces_a_model_once_for_batches_of_every_size(images, caplog):
+    x, y = (np.asarray(part) for part in images)
+    traces = []
+
+    @keras.saving.register_keras_serializable("test")
+    class Counted(keras.layers.Layer):
+        def call(self, inputs):
+            traces.append(tuple(inputs.shape))
+            return model(inputs)
+
+    counted = keras.Sequential([keras.Input(x.shape[1:]), Counted()])
+    target = as_target(counted)
+    traces.clear()
+    with caplog.at_level("WARNING", logger="tensorflow"):
+        for _ in range(3):
+            for rows in (7, 3, 5, 1, 2, 4):
+                assert np.allclose(target.predict(x[:rows]), model(x[:rows]), atol=1e-5)
+    assert traces == [(None, *x.shape[1:])]
+    assert not caplog.records
+    ensemble = AutoAttack(epsilon=EPSILON, steps=2, queries=3)
+    first = np.asarray(ensemble(counted, x[:8], y[:8]))
+    before = len(traces)
+    again = np.asarray(ensemble(counted, x[:8], y[:8]))
+    assert np.array_equal(first, again) and len(traces) <= before + 1

@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfmot_atmc.attacks.outputs import logits_function
+from tfmot_atmc.attacks.outputs import traced_logits
 
 __all__ = ["to_art", "to_cleverhans", "to_foolbox"]
 
@@ -105,8 +105,7 @@ def to_foolbox(
 
 
 def _compiled_logits(model: Callable[..., Any]) -> Callable[[Any], tf.Tensor]:
-    """Returns the logits as a graph, in which a final softmax can be looked through."""
-    logits = tf.function(logits_function(model), reduce_retracing=True, autograph=False)
+    logits = traced_logits(model)
     return lambda inputs: logits(tf.convert_to_tensor(inputs))
 
 

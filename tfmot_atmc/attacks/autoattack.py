@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfmot_atmc.attacks.apgd import APGD, APGDT
 from tfmot_atmc.attacks.base import Attack
 from tfmot_atmc.attacks.fab import FAB, FABT
-from tfmot_atmc.attacks.outputs import hard_labels, logits_function
+from tfmot_atmc.attacks.outputs import hard_labels, traced_logits
 from tfmot_atmc.attacks.problem import fold_in
 from tfmot_atmc.attacks.square import Square
 
@@ -96,7 +96,7 @@ class AutoAttack(Attack):
         y = tf.convert_to_tensor(y)
         found = tf.nest.map_structure(lambda leaf: np.array(leaf), x)
         seed = self._as_seed(seed)
-        classify = tf.function(logits_function(model), autograph=False, reduce_retracing=True)
+        classify = traced_logits(model)
         left = np.arange(len(y))
         for number, attack in enumerate(self.attacks.values()):
             if not left.size:

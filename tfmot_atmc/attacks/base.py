@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_atmc.attacks.outputs import (
+    any_batch,
     cross_entropy,
     is_sparse,
     logits_function,
@@ -280,7 +281,7 @@ class Attack:
             reference = weakref.ref(model) if owner is model else weakref.WeakMethod(model)
         except TypeError:  # Neither hashable nor weakly referable: trace anew at each call.
             traces, reference = {}, (lambda: model)
-        signature = tf.nest.map_structure(_any_batch, (x, y))
+        signature = tf.nest.map_structure(any_batch, (x, y))
         # Kernels replaced in place make a trace stale; their variables give it away.
         variables = tuple(id(variable) for variable in getattr(owner, "variables", ()))
         key = (getattr(model, "__func__", None), repr(self), repr(signature), variables)
@@ -302,12 +303,6 @@ class Attack:
         num_classes = problems[-1].num_classes
         problems.clear()
         return _Compiled(function, num_classes)
-
-
-def _any_batch(tensor: tf.Tensor) -> tf.TensorSpec:
-    if tensor.shape.rank == 0:
-        raise ValueError("Inputs must have a leading batch axis. Received a scalar.")
-    return tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype)
 
 
 def _rebuild(cls: type[Attack], config: dict[str, Any]) -> Attack:

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 __all__ = [
+    "any_batch",
     "cross_entropy",
     "hard_labels",
     "is_keras",
@@ -21,6 +22,7 @@ __all__ = [
     "logits_function",
     "logits_of",
     "looks_like_probabilities",
+    "traced_logits",
 ]
 
 # Ops that neither mix nor rescale a softmax's output.
@@ -162,3 +164,34 @@ def logits_function(model: Callable[..., Any]) -> Callable[[Any], tf.Tensor]:
         return tf.cast(logits_of(outputs), tf.float32)
 
     return logits
+
+
+def traced_logits(model: Callable[..., Any]) -> Callable[[Any], tf.Tensor]:
+    """Wraps a model as `logits_function` does, as a graph that serves any number of examples.
+
+    In a graph a final softmax can be looked through. It is traced once for each kind of input.
+
+    Args:
+        model: as for `logits_function`.
+
+    Returns:
+        Callable from a nest of tensors to float32 logits of shape `[batch, classes]`.
+    """
+    function = tf.function(logits_function(model), autograph=False)
+
+    def logits(inputs: Any) -> tf.Tensor:
+        signature = tf.nest.map_structure(any_batch, inputs)
+        return function.get_concrete_function(signature)(inputs)
+
+    return logits
+
+
+def any_batch(tensor: tf.Tensor) -> tf.TensorSpec:
+    """Returns the kind of a tensor whose first axis may have any length.
+
+    Raises:
+        ValueError: if it has no axis.
+    """
+    if tensor.shape.rank == 0:
+        raise ValueError("Inputs must have a leading batch axis. Received a scalar.")
+    return tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfmot_atmc.attacks.outputs import is_keras, logits_function
+from tfmot_atmc.attacks.outputs import is_keras, traced_logits
 
 __all__ = ["Target", "as_target"]
 
@@ -54,7 +54,7 @@ def as_target(target: Any) -> Target:
         )
     name = str(getattr(target, "name", "") or getattr(target, "__name__", type(target).__name__))
     if is_keras(target):
-        function = tf.function(logits_function(target), autograph=False, reduce_retracing=True)
+        function = traced_logits(target)
         return Target(name, lambda x: function(_as_tensors(x)).numpy(), target, target)
     return Target(name, lambda x: _as_float32(target(_as_tensors(x))), target, target)
 
