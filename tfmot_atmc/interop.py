@@ -34,7 +34,7 @@ def to_cleverhans(model: Callable[..., Any]) -> Callable[[Any], tf.Tensor]:
         TypeError: `model` is not callable.
     """
     _library("cleverhans", "cleverhans")
-    return _compiled_logits(model)
+    return traced_logits(model)
 
 
 def to_art(
@@ -62,7 +62,7 @@ def to_art(
         ValueError: shapes are neither given nor known, or there are several inputs or outputs.
     """
     classification = _library("art.estimators.classification", "adversarial-robustness-toolbox")
-    logits = _compiled_logits(model)
+    logits = traced_logits(model)
     shapes = [
         tuple(given) if given is not None else _known_shape(model, side)
         for given, side in (
@@ -101,12 +101,7 @@ def to_foolbox(
         TypeError: `model` is not callable.
     """
     foolbox = _library("foolbox", "foolbox")
-    return foolbox.TensorFlowModel(_compiled_logits(model), bounds=tuple(bounds), **arguments)
-
-
-def _compiled_logits(model: Callable[..., Any]) -> Callable[[Any], tf.Tensor]:
-    logits = traced_logits(model)
-    return lambda inputs: logits(tf.convert_to_tensor(inputs))
+    return foolbox.TensorFlowModel(traced_logits(model), bounds=tuple(bounds), **arguments)
 
 
 def _known_shape(model: Any, side: str) -> tuple[int, ...]:

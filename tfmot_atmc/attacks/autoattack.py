@@ -104,7 +104,7 @@ class AutoAttack(Attack):
             part = tf.nest.map_structure(lambda leaf, rows=left: leaf[rows], found)
             labels = tf.gather(y, left)
             result = attack(model, part, labels, seed=fold_in(seed, number))
-            logits = classify(tf.nest.map_structure(tf.convert_to_tensor, result))
+            logits = classify(result)
             wrong = (tf.argmax(logits, axis=1) != hard_labels(labels)).numpy()
             for leaf, new in zip(tf.nest.flatten(found), tf.nest.flatten(result), strict=True):
                 leaf[left[wrong]] = np.asarray(new)[wrong]

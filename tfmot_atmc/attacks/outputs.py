@@ -175,11 +175,12 @@ def traced_logits(model: Callable[..., Any]) -> Callable[[Any], tf.Tensor]:
         model: as for `logits_function`.
 
     Returns:
-        Callable from a nest of tensors to float32 logits of shape `[batch, classes]`.
+        Callable from a nest of tensors or arrays to float32 logits of shape `[batch, classes]`.
     """
     function = tf.function(logits_function(model), autograph=False)
 
     def logits(inputs: Any) -> tf.Tensor:
+        inputs = tf.nest.map_structure(tf.convert_to_tensor, inputs)
         signature = tf.nest.map_structure(any_batch, inputs)
         return function.get_concrete_function(signature)(inputs)
 

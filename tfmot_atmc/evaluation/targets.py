@@ -55,7 +55,7 @@ def as_target(target: Any) -> Target:
     name = str(getattr(target, "name", "") or getattr(target, "__name__", type(target).__name__))
     if is_keras(target):
         function = traced_logits(target)
-        return Target(name, lambda x: function(_as_tensors(x)).numpy(), target, target)
+        return Target(name, lambda x: function(x).numpy(), target, target)
     return Target(name, lambda x: _as_float32(target(_as_tensors(x))), target, target)
 
 
