@@ -140,6 +140,27 @@ def test_relative_ranks_do_not_starve_kernels_of_small_values():
     assert ALR.from_config(ALR(0.5, relative=True).get_config()).relative
 
 
+def test_ranks_may_be_given_for_each_kernel_within_the_budget(tmp_path):
+    def made(ranks):  # components cost 64 + 12, 12 + 16 and 16 + 10
+        return compress(perceptron(), ALR(ratio=0.4, ranks=ranks))
+
+    small = made([3, 4, 4])
+    assert small.constraints[0].ranks == [3, 4, 4]
+    assert small.compression_report().nonzeros == 3 * 76 + 4 * 28 + 4 * 26 <= 448
+    small.save(tmp_path / "small.keras")
+    again = keras.saving.load_model(tmp_path / "small.keras")
+    assert again.constraints[0].ranks == [3, 4, 4] and again.method.ranks == [3, 4, 4]
+    with pytest.raises(ValueError, match="3 integers, of at most .12, 12, 10."):
+        made([3, 5])
+    with pytest.raises(ValueError, match="at most .12, 12, 10.: .* Received .1, 1, 11"):
+        made([1, 1, 11])
+    with pytest.raises(ValueError, match="take 472 parameters, and `ratio` 0.4 allows 448"):
+        made([3, 5, 4])
+    for wrong in ([0, 1, 1], [1.5, 1, 1]):
+        with pytest.raises(ValueError, match="integers of at least 1"):
+            made(wrong)
+
+
 def test_ranks_stay_through_training_saving_and_stripping(digits, tmp_path):
     small = compress(perceptron(), ALR(ratio=0.4), attack=FGSM(epsilon=0.1))
     ranks = small.constraints[0].ranks

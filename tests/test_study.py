@@ -71,6 +71,8 @@ def test_every_study_of_the_project_can_be_expanded(path):
         ({"test": ["pgd"]}, "must map names"),
         ({"test": {"PGD": {"steps": 3}}}, "mapping with `attack`"),
         ({"compare": [["atmc"]]}, "pairs"),
+        ({"training": {"p": {"attack": "pgd", "examples": 5}}}, "training takes all"),
+        ({"methods": [{"method": "al0", "attack": "pgd"}]}, "mapping with `attack`"),
         ({"finish": True, "preset": "paper"}, "`preset: default` only"),
         ({"test": {"A": {"attack": "atta"}}}, "measures nothing"),
         (
@@ -97,6 +99,7 @@ def test_a_description_that_does_not_fit_is_refused_with_the_reason(changes, mes
         ({"test": {"PGD": {"attack": "pgdd"}}}, "Unknown attack"),
         ({"methods": [{"method": "al0", "arguments": {"shape": 3}}]}, "does not take"),
         ({"compare": [["atmc", "alr"]]}, "Unknown in compare: 'alr'"),
+        ({"methods": [{"method": "nap", "attack": {"attack": "pgd"}}]}, "on clean inputs"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_runs(changes, message, tmp_path):
@@ -324,3 +327,40 @@ def test_what_starts_from_a_robust_model_begins_to_carry_by_three_steps_and_says
     assert [stage["first_steps"] for stage in plain[1:]] == [3, 3, 3, 3]
     assert stages("atta", first_steps=1)[0] == [1, 1, 1, 1, 1]  # the attack's own wins
     assert all("first_steps" not in stage for stage in stages("pgd")[1])
+
+
+def test_a_method_may_train_under_an_attack_of_its_own_after_a_common_start():
+    pgd = {"attack": "pgd", "steps": 5}
+    methods = ["al0", {"method": "al0", "name": "other", "attack": pgd, "after": "al0"}]
+    methods[1]["ratios"] = 0.05
+    description = described(
+        methods=methods,
+        training={"atta": {"attack": "atta", "epsilon": "51/255"}},
+        ratios=[0.1],
+        bits=[32],
+        quantize_afterwards=[],
+        chain=True,
+        data=["digits"],
+        seeds=[0],
+    )
+    assert Description.from_dict(description.to_dict()) == description
+    last = max(trained(expand(description)), key=lambda job: len(job.stages))
+    run = attacks.get(last.configuration["attack"])
+    made = [stage.make_attack(run) for stage in last.stages]
+    assert [type(attack).__name__ for attack in made] == ["ATTA"] * 4 + ["PGD"] * 3
+    assert [attack.steps for attack in made[4:]] == [5, 15, 15]
+    assert made[4].epsilon == description.methods[1].attack.make("digits").epsilon
+    plain = last.configuration["stages"]
+    assert "attack" not in plain[3] and plain[4]["attack"]["config"]["steps"] == 5
+    assert "first_steps" in plain[3] and "first_steps" not in plain[4]
+
+
+def test_ranks_that_are_given_are_part_of_what_a_job_depends_on():
+    def last(**arguments):
+        alr = {"method": "alr", "ratios": 0.5, "arguments": {"relative": True, **arguments}}
+        jobs = trained(expand(described(methods=[alr], bits=[32], quantize_afterwards=[])))
+        return next(job for job in jobs if job.stages[-1].name == "alr")
+
+    chosen, given = last(), last(ranks=[2, 1])
+    assert "ranks" not in chosen.configuration["stages"][-1]["method"]["config"]
+    assert given.stages[-1].method.ranks == [2, 1] and given.digest != chosen.digest

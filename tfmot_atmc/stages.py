@@ -45,6 +45,7 @@ class Stage:
         objective: `"adversarial"`, `"half"` or an `Objective`; None for that of the run.
         attack_factor: the training attack takes this many times the steps of the run's attack;
             0 for training on clean inputs.
+        attack: a training attack of its own, in place of the run's.
         first_steps: of an attack that carries perturbations (`ATTA`) and has none of its own: the
             steps at an example's first visit. For stages that start from a model that resists.
     """
@@ -62,6 +63,7 @@ class Stage:
     objective: Any = None
     attack_factor: int = 1
     first_steps: int | None = None
+    attack: attacks.Attack | None = None
 
     def on_clean_inputs(self) -> Stage:
         """Returns the same stage without attacks in training."""
@@ -92,13 +94,13 @@ class Stage:
         return dataclasses.replace(self, optimizer=optimizer, learning_rate=rate)
 
     def make_attack(self, attack: Any) -> attacks.Attack | None:
-        """Returns the run's attack with the number of steps of this stage.
+        """Returns the run's attack, or the stage's own, with the number of steps of this stage.
 
         One that carries something from step to step (`ATTA`) starts each stage without.
         """
         if not self.attack_factor:
             return None
-        attack = attacks.get(attack)
+        attack = attacks.get(self.attack or attack)
         config = attack.get_config()
         if isinstance(attack, attacks.ATTA):
             if self.first_steps is not None:

@@ -24,19 +24,27 @@ class GlobalRank(Constraint):
         ratio: parameters of the factors as a ratio of the dense kernels' parameters, in (0, 1].
         relative: compare singular values as parts of their kernel's largest. The paper's rule does
             not, and leaves small kernels at rank 1 where one large kernel has the larger values.
+        fixed_ranks: the rank of each factorised kernel in the order of the layers, within the
+            budget, instead of a choice; None to choose.
 
     Raises:
-        ValueError: if `ratio` is out of range, or too small for one component a kernel (when the
-            model is wrapped).
+        ValueError: if `ratio` or a rank is out of range; and, when the model is wrapped, if `ratio`
+            is too small for one component a kernel or for the fixed ranks, or if these are not as
+            many as kernels or above what a kernel can have.
 
     Source: "ALR" in Gui et al., NeurIPS 2019, section 4.1, with the size given instead of the share
         of singular values.
     """
 
-    def __init__(self, ratio: float, relative: bool = False):
+    def __init__(
+        self, ratio: float, relative: bool = False, fixed_ranks: Sequence[int] | None = None
+    ):
         if not 0 < ratio <= 1:
             raise ValueError(f"`ratio` must lie in (0, 1]. Received {ratio!r}.")
+        if not all(isinstance(rank, int) and rank > 0 for rank in fixed_ranks or ()):
+            raise ValueError(f"Ranks must be integers of at least 1. Received {fixed_ranks!r}.")
         self.ratio, self.relative = ratio, relative
+        self.fixed_ranks = None if fixed_ranks is None else list(fixed_ranks)
 
     def build(self, factors: Sequence[Factor], dense_size: int, add_weight: AddWeight) -> None:
         self.budget = exact_budget(round(self.ratio, 9), dense_size)
@@ -46,7 +54,10 @@ class GlobalRank(Constraint):
         if self.relative:
             values = [column / max(column[0], np.finfo(np.float64).tiny) for column in values]
         costs = [_cost(tuple(a.variable.shape)) for a, _ in pairs]
-        ranks = self._choose(values, costs)
+        if self.fixed_ranks is None:
+            ranks = self._choose(values, costs)
+        else:
+            ranks = self._checked(self.fixed_ranks, [len(column) for column in values], costs)
         self._ranks = [
             add_weight(name=f"rank_{i}", shape=(), dtype="int32", initializer="zeros")
             for i in range(len(pairs))
@@ -75,6 +86,20 @@ class GlobalRank(Constraint):
                 break
             ranks[layer] += 1
             left -= costs[layer]
+        return ranks
+
+    def _checked(self, ranks: list[int], most: list[int], costs: Sequence[int]) -> list[int]:
+        if len(ranks) != len(most) or any(r > m for r, m in zip(ranks, most, strict=True)):
+            raise ValueError(
+                f"Ranks must be {len(most)} integers, of at most {most}: one for each kernel "
+                f"that is factorised. Received {ranks}."
+            )
+        size = sum(rank * cost for rank, cost in zip(ranks, costs, strict=True))
+        if size > self.budget:
+            raise ValueError(
+                f"Ranks {ranks} take {size} parameters, and `ratio` {self.ratio} allows "
+                f"{self.budget}. Raise the ratio or lower the ranks."
+            )
         return ranks
 
     def finalized(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tfmot_atmc.constraints import Codebook, Constraint, GlobalRank
 from tfmot_atmc.kernels import Kernel, LowRankKernel, PlainKernel
 from tfmot_atmc.methods.base import Method
@@ -20,6 +22,11 @@ class ALR(Method):
             starts to act.
         relative: compare singular values as parts of their kernel's largest, and not as they are,
             as the paper does.
+        ranks: the rank of each kernel in the order of the layers, within `ratio`, instead of a
+            choice by singular values; None to choose.
+
+    Raises:
+        ValueError: if `ratio`, `bits` or a rank is out of range.
 
     Source: "ALR" in Gui et al., NeurIPS 2019, section 4.1.
     """
@@ -30,16 +37,18 @@ class ALR(Method):
         bits: int | None = None,
         codebook_begin: int | float = 0.75,
         relative: bool = False,
+        ranks: Sequence[int] | None = None,
     ):
         self.ratio, self.bits = ratio, bits
         self.codebook_begin, self.relative = codebook_begin, relative
+        self.ranks = None if ranks is None else list(ranks)
         self.constraints()
 
     def kernel_for(self, factorizable: bool) -> Kernel:
         return LowRankKernel() if factorizable else PlainKernel()
 
     def constraints(self) -> list[Constraint]:
-        rank = GlobalRank(self.ratio, self.relative)
+        rank = GlobalRank(self.ratio, self.relative, self.ranks)
         if self.bits in (None, 32):
             return [rank]
         return [Codebook(self.bits, begin=self.codebook_begin), rank]

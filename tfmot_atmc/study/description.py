@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import fractions
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,96 +11,24 @@ from typing import Any
 import yaml
 
 from tfmot_atmc import attacks, models
-from tfmot_atmc.attacks import Attack
 from tfmot_atmc.objectives import AdversarialLoss
 from tfmot_atmc.presets import defaults
 from tfmot_atmc.quantization import WAYS
 from tfmot_atmc.recipes import PRESETS
-from tfmot_atmc.settings import METHODS
-from tfmot_atmc.stages import check_optimizer
+from tfmot_atmc.study.entries import (
+    AttackEntry,
+    MethodEntry,
+    attack_entries,
+    check_among,
+    method_entry,
+    number,
+    several,
+)
 
-__all__ = ["AttackEntry", "Description", "MethodEntry", "load_description"]
+__all__ = ["Description", "load_description"]
 
 _OBJECTIVES = ("adversarial", "half", "trades")
 _PHASES = ("all", "pruning")
-_FRACTION = re.compile(r"\s*[\d.]+\s*/\s*[\d.]+\s*")
-
-
-@dataclasses.dataclass(frozen=True)
-class MethodEntry:
-    """One method of a study.
-
-    Attributes:
-        name: how it is called in the results.
-        method: `"atmc"`, `"al0"`, `"alr"`, `"ap"`, `"nap"` or `"da"`.
-        arguments: further arguments of its constructor, for all stages.
-        ratios: its own ratios; None for those of the study.
-        bits: its own bits; None for those of the study.
-        learning_rate: factor on the learning rates of its stages after the dense start.
-        optimizer: `"sgd"` or `"adam"` for those stages, at rates that suit it; None for their own.
-        after: in a chain, the name of an entry before it: its first ratio goes on from the model
-            of that one's last ratio, and not from the dense start.
-    """
-
-    name: str
-    method: str
-    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    ratios: tuple[float, ...] | None = None
-    bits: tuple[int, ...] | None = None
-    learning_rate: float = 1.0
-    optimizer: str | None = None
-    after: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(
-                f"`methods` must be among {METHODS}. Received {self.method!r}."
-                + _suggestion(self.method, METHODS)
-            )
-        if re.search(r"[-+]\S*\d$| \+ ", self.name) or not self.name:
-            raise ValueError(
-                f"A method's name must not look like one with bits. Received {self.name!r}."
-            )
-        if self.learning_rate <= 0:
-            raise ValueError(f"`learning_rate` is a factor above 0. Received {self.learning_rate}.")
-        if self.optimizer is not None:
-            check_optimizer(self.optimizer)
-
-
-@dataclasses.dataclass(frozen=True)
-class AttackEntry:
-    """One attack of a study, for training or for test.
-
-    Attributes:
-        name: how it is called in the results.
-        attack: name as in `tfmot_atmc.attacks.get`.
-        arguments: its arguments; without `epsilon`, that of the data is taken.
-        examples: attack only so many test examples; None for all of the study's.
-    """
-
-    name: str
-    attack: str
-    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    examples: int | None = None
-
-    def make(self, data: str) -> Attack:
-        """Returns the attack for a dataset.
-
-        Args:
-            data: the dataset's name, for its epsilon.
-
-        Example:
-
-        >>> float(AttackEntry("a", "pgd", {"steps": 3}).make("mnist").epsilon.round(3))
-        0.298
-        """
-        arguments = {key: _number(value) for key, value in self.arguments.items()}
-        if attacks.class_of(self.attack).takes("epsilon"):
-            arguments.setdefault("epsilon", defaults(data).epsilon)
-        try:
-            return attacks.get(self.attack, **arguments)
-        except TypeError as error:
-            raise ValueError(f"The attack {self.name!r} cannot be made: {error}.") from error
 
 
 def _standard_tests() -> tuple[AttackEntry, ...]:
@@ -183,12 +108,12 @@ class Description:
 
     def __post_init__(self) -> None:
         for name in ("data", "models", "ratios", "bits", "quantize_afterwards", "seeds"):
-            _set(self, name, _several(name, getattr(self, name)))
-        _set(self, "ratios", tuple(float(_number(ratio)) for ratio in self.ratios))
-        _set(self, "methods", tuple(map(_method, _several("methods", self.methods))))
-        _set(self, "training", _attacks("training", self.training))
-        _set(self, "test", _attacks("test", self.test))
-        pairs = tuple(tuple(pair) for pair in _several("compare", self.compare))
+            _set(self, name, several(name, getattr(self, name)))
+        _set(self, "ratios", tuple(float(number(ratio)) for ratio in self.ratios))
+        _set(self, "methods", tuple(map(method_entry, several("methods", self.methods))))
+        _set(self, "training", attack_entries("training", self.training))
+        _set(self, "test", attack_entries("test", self.test))
+        pairs = tuple(tuple(pair) for pair in several("compare", self.compare))
         _set(self, "compare", pairs)
         self._check()
 
@@ -200,11 +125,11 @@ class Description:
             _check_distinct(name, getattr(self, name))
         for name in ("methods", "training", "test"):
             _check_distinct(name, [entry.name for entry in getattr(self, name)])
-        _check_among("models", self.models, models.names())
-        _check_among("quantize_afterwards", self.quantize_afterwards, WAYS)
-        _check_among("phases", [self.phases], _PHASES)
-        _check_among("preset", [self.preset], PRESETS)
-        _check_among("objective", [self.objective], _OBJECTIVES)
+        check_among("models", self.models, models.names())
+        check_among("quantize_afterwards", self.quantize_afterwards, WAYS)
+        check_among("phases", [self.phases], _PHASES)
+        check_among("preset", [self.preset], PRESETS)
+        check_among("objective", [self.objective], _OBJECTIVES)
         for name in ("dense_epochs", "epochs", "batch_size", "limit", "test_examples"):
             value = getattr(self, name)
             optional = value is None and not name.endswith("epochs")
@@ -230,9 +155,14 @@ class Description:
                 )
         if any(len(pair) != 2 for pair in self.compare):
             raise ValueError(f"`compare` must be pairs of names. Received {self.compare}.")
-        for number, entry in enumerate(self.methods):
+        for i, entry in enumerate(self.methods):
             if entry.after is not None:
-                self._check_after(entry, {other.name: other for other in self.methods[:number]})
+                self._check_after(entry, {other.name: other for other in self.methods[:i]})
+        for train in (*self.training, *(entry.attack for entry in self.methods)):
+            if train is not None and train.examples is not None:
+                raise ValueError(
+                    f"`examples` is of attacks in test; training takes all. Drop it from {train}."
+                )
         if self.quantize_afterwards and not any(bits < 32 for bits in self.bits):
             raise ValueError("`quantize_afterwards` needs `bits` below 32 to quantise to.")
 
@@ -240,7 +170,7 @@ class Description:
         """Refuses an entry that cannot go on from the one it names."""
         if not self.chain:
             raise ValueError(f"`after` of {entry.name!r} needs `chain: true`.")
-        _check_among(f"`after` of {entry.name!r}", [entry.after], before)
+        check_among(f"`after` of {entry.name!r}", [entry.after], before)
         first, last = max(self.ratios_for(entry)), min(self.ratios_for(before[str(entry.after)]))
         if first >= last:
             raise ValueError(
@@ -264,11 +194,9 @@ class Description:
         """Returns plain Python values, from which `from_dict` makes the same description."""
         plain = dataclasses.asdict(self)
         for name in ("training", "test"):
-            plain[name] = {
-                entry.name: {"attack": entry.attack, **entry.arguments}
-                | ({} if entry.examples is None else {"examples": entry.examples})
-                for entry in getattr(self, name)
-            }
+            plain[name] = {entry.name: entry.to_dict() for entry in getattr(self, name)}
+        for values, entry in zip(plain["methods"], self.methods, strict=True):
+            values["attack"] = entry.attack and entry.attack.to_dict()
         return {
             key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()
         }
@@ -291,7 +219,7 @@ class Description:
         if not isinstance(values, Mapping):
             raise ValueError(f"A study's description must be a mapping. Received {values!r}.")
         known = [field.name for field in dataclasses.fields(cls)]
-        _check_among("the description", values, known)
+        check_among("the description", values, known)
         return cls(**{key: value for key, value in values.items() if value is not None})
 
 
@@ -324,74 +252,7 @@ def _set(description: Description, name: str, value: Any) -> None:
     object.__setattr__(description, name, value)
 
 
-def _several(name: str, value: Any) -> tuple:
-    """Returns a tuple; one value stands for itself."""
-    if isinstance(value, Mapping):
-        raise ValueError(f"`{name}` must be a list. Received {value!r}.")
-    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
-
-
-def _number(value: Any) -> Any:
-    """Returns text such as "76/255" as a number, and anything else as it is."""
-    if not isinstance(value, str) or not _FRACTION.fullmatch(value):
-        return value
-    over, under = value.split("/")
-    if not float(under):
-        raise ValueError(f"{value!r} divides by zero.")
-    return float(fractions.Fraction(over.strip()) / fractions.Fraction(under.strip()))
-
-
-def _method(entry: Any) -> MethodEntry:
-    if isinstance(entry, MethodEntry):
-        return entry
-    if isinstance(entry, str):
-        return MethodEntry(entry, entry)
-    if not isinstance(entry, Mapping) or "method" not in entry:
-        raise ValueError(
-            f"An entry of `methods` is a name, or a mapping with `method`. Received {entry!r}."
-        )
-    _check_among("methods", entry, [field.name for field in dataclasses.fields(MethodEntry)])
-    values = {"name": entry["method"], **{k: v for k, v in entry.items() if v is not None}}
-    for name in ("ratios", "bits"):
-        if name in values:
-            values[name] = _several(name, values[name])
-    return MethodEntry(**values)
-
-
-def _attacks(name: str, entries: Any) -> tuple[AttackEntry, ...]:
-    if isinstance(entries, Mapping):
-        entries = [_attack(name, key, value) for key, value in entries.items()]
-    found = tuple(entries)
-    if not all(isinstance(entry, AttackEntry) for entry in found):
-        raise ValueError(
-            f"`{name}` must map names to attacks, such as {{PGD-16: {{attack: pgd, steps: 16}}}}."
-        )
-    return found
-
-
-def _attack(where: str, name: str, values: Any) -> AttackEntry:
-    if not isinstance(values, Mapping) or "attack" not in values:
-        raise ValueError(f"`{where}`: {name} must be a mapping with `attack`. Received {values!r}.")
-    arguments = {key: value for key, value in values.items() if key not in ("attack", "examples")}
-    return AttackEntry(str(name), values["attack"], arguments, values.get("examples"))
-
-
 def _check_distinct(name: str, values: Iterable[Any]) -> None:
     listed = list(values)
     if len(set(listed)) != len(listed):
         raise ValueError(f"`{name}` holds one entry twice: {listed}.")
-
-
-def _check_among(name: str, values: Iterable[Any], known: Iterable[str]) -> None:
-    allowed = list(known)
-    for value in values:
-        if value not in allowed:
-            raise ValueError(
-                f"Unknown in {name}: {value!r}. Known: {', '.join(allowed)}."
-                + _suggestion(str(value), allowed)
-            )
-
-
-def _suggestion(value: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(value, list(known), 1)
-    return f" Did you mean {near[0]!r}?" if near else ""

@@ -16,7 +16,8 @@ from tfmot_atmc.constraints import ConstantBudget, CubicBudget
 from tfmot_atmc.objectives import AdversarialLoss
 from tfmot_atmc.presets import defaults
 from tfmot_atmc.recipes import Stage
-from tfmot_atmc.study.description import AttackEntry, Description, MethodEntry
+from tfmot_atmc.study.description import Description
+from tfmot_atmc.study.entries import AttackEntry, MethodEntry
 
 __all__ = ["Job", "expand", "method_stages", "variant"]
 
@@ -57,6 +58,7 @@ def expand(description: Description) -> dict[str, Job]:
     """
     found: dict[str, Job] = {}
     for data in description.data:
+        description = dataclasses.replace(description, data=(data,))
         tests = [(entry, entry.make(data)) for entry in description.test]
         for model in description.models_for(data):
             for entry in description.training_for(data):
@@ -97,7 +99,7 @@ def method_stages(
         entry: the method.
         ratio: nonzeros as a ratio of the dense kernels' parameters.
         bits: b of the codebooks; 32 for none.
-        description: for epochs, phases and preset.
+        description: for epochs, phases and preset; its dataset for the epsilon of attacks.
 
     Raises:
         ValueError: if the method has no codebooks and `bits` is below 32.
@@ -154,6 +156,8 @@ def _adapted(stage: Stage, entry: MethodEntry, description: Description) -> Stag
                 f"The method {entry.name!r} does not take its `arguments`: {error}."
             ) from error
     if not method.adversarial:
+        if entry.attack is not None:
+            raise ValueError(f"{entry.name!r} trains on clean inputs and takes no `attack`.")
         stage = stage.on_clean_inputs()
     elif description.objective == "trades":
         stage = stage.with_objective_of_the_run()
@@ -162,6 +166,7 @@ def _adapted(stage: Stage, entry: MethodEntry, description: Description) -> Stag
     stage = stage.with_optimizer(entry.optimizer or stage.optimizer)
     return dataclasses.replace(
         stage,
+        attack=None if entry.attack is None else entry.attack.make(description.data[0]),
         name=stage.name.replace("atmc", entry.method),
         method=method,
         learning_rate=stage.learning_rate * entry.learning_rate,
@@ -297,7 +302,8 @@ def _training(
     name, digest = _named(f"{run['data']}-{run['model']}-s{run['seed']}-{last.name}", configuration)
     if name in found:
         return found[name]
-    steps = run["attack"]["config"].get("steps", 1) * last.attack_factor
+    attack = attacks.serialize(last.attack) if last.attack else run["attack"]
+    steps = attack["config"].get("steps", 1) * last.attack_factor
     cost = (run["limit"] or 50_000) * last.epochs * (1.5 + steps)
     needs = None if before is None else before.name
     found[name] = Job(name, digest, configuration, needs, stages, cost=cost)
@@ -341,10 +347,20 @@ def _effort(attack: attacks.Attack) -> float:
 
 
 def _plain(stage: Stage, attack: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a stage as plain values, without what changes nothing in it.
+
+    So results that were kept before a setting existed keep their digests.
+    """
     values = {field.name: getattr(stage, field.name) for field in dataclasses.fields(stage)}
+    if stage.attack is None:
+        del values["attack"]
+    else:
+        values["attack"] = attack = attacks.serialize(stage.attack)
     if attack["class_name"] != "ATTA" or stage.first_steps is None:
-        del values["first_steps"]  # it changes nothing there
-    values["method"] = keras.saving.serialize_keras_object(stage.method)
+        del values["first_steps"]
+    values["method"] = method = keras.saving.serialize_keras_object(stage.method)
+    if method["config"].get("ranks", 0) is None:
+        del method["config"]["ranks"]
     return values | {"objective": repr(stage.objective)}
 
 
