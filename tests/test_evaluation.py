@@ -9,7 +9,12 @@ import pytest
 import tensorflow as tf
 
 from tfmot_atmc import attacks, files
-from tfmot_atmc.evaluation import RobustnessReport, evaluate_robustness, wilson_interval
+from tfmot_atmc.evaluation import (
+    ClassResult,
+    RobustnessReport,
+    evaluate_robustness,
+    wilson_interval,
+)
 
 # One input, class 1 above the middle: robust at radius e exactly where |x - 0.5| > e.
 X = np.array([[0.9], [0.55], [0.45], [0.62], [0.1], [0.7]], np.float32)
@@ -67,6 +72,28 @@ def test_counts_match_a_calculation_by_hand():
     assert (result.name, result.attacked, result.broken) == ("FGSM", 5, 2)
     assert result.accuracy == 0.5
     assert result.interval == pytest.approx((0.18762, 0.81238), abs=1e-4)
+    assert report.classes == {0: ClassResult(3, 2, 1), 1: ClassResult(3, 3, 2)}
+    assert "Weakest class: 0, 66.7% clean and 33.3% in the worst case, of 3 examples." in str(
+        report
+    )
+    assert report.checks["no class is given up"] == "passed"
+
+
+def test_a_class_that_is_hardly_ever_answered_is_named_whatever_the_average():
+    def never_two(x):
+        return tf.one_hot(tf.cast(x[:, 0], tf.int32) % 2, 3) + 0.0 * x
+
+    labels = np.arange(60) % 3
+    inputs = np.repeat(labels[:, None].astype("float32"), 3, axis=1)
+    options = {"attacks": [attacks.Square(epsilon=0.1, queries=2, bounds=None)], "verbose": 0}
+    report = evaluate_robustness(never_two, (inputs, labels), **options)
+    assert report.clean_accuracy == pytest.approx(2 / 3) and report.classes[2].clean == 0
+    (warning,) = [text for text in report.warnings if "given up" in text]
+    assert warning == "never_two has given up 1 of 3 classes on clean inputs: 2 (0.0% of 20)."
+    assert report.checks["no class is given up"] == warning
+    # Four examples are too few to say so: 0 of 4 is within chance of a third.
+    few = evaluate_robustness(never_two, (inputs[:12], labels[:12]), **options)
+    assert few.classes[2].clean == 0 and few.checks["no class is given up"] == "passed"
 
 
 def test_matches_a_brute_force_over_single_examples(model, data):
@@ -290,6 +317,7 @@ def test_report_prints_a_table_and_saves_json(tmp_path, model, data):
     loaded = json.loads(path.read_text())
     assert loaded == report.to_dict()
     assert RobustnessReport.load(path).to_dict() == loaded
+    assert RobustnessReport.load(path).classes == report.classes and len(report.classes) == 2
     with pytest.raises(ValueError, match="is not a robustness report"):
         files.write_json(tmp_path / "other.json", {"n": 3})
         RobustnessReport.load(tmp_path / "other.json")

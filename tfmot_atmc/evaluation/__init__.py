@@ -3,13 +3,19 @@
 
 from tfmot_atmc.evaluation.curves import RobustnessCurve, robustness_curve
 from tfmot_atmc.evaluation.pictures import plot_examples
-from tfmot_atmc.evaluation.report import AttackResult, RobustnessReport, wilson_interval
+from tfmot_atmc.evaluation.report import (
+    AttackResult,
+    ClassResult,
+    RobustnessReport,
+    wilson_interval,
+)
 from tfmot_atmc.evaluation.robustness import evaluate_robustness
 from tfmot_atmc.evaluation.sets import AdversarialSet
 
 __all__ = [
     "AdversarialSet",
     "AttackResult",
+    "ClassResult",
     "RobustnessCurve",
     "RobustnessReport",
     "evaluate_robustness",

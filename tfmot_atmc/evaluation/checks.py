@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfmot_atmc.attacks import PGD, Attack, Problem, looks_like_probabilities
 from tfmot_atmc.attacks.outputs import cross_entropy, logits_function
+from tfmot_atmc.evaluation.report import ClassResult, wilson_interval
 from tfmot_atmc.evaluation.targets import Target
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Sample",
     "beyond_gradients",
     "black_box_stronger",
+    "given_up",
     "probabilities",
     "random_outputs",
     "run_checks",
@@ -31,9 +33,13 @@ __all__ = [
 _ZERO_GRADIENTS = 0.01
 # What a black-box attack may find that attacks with gradients did not, as a share of all examples.
 _BLACK_BOX = 0.002
+# A class is given up when its clean accuracy is surely below this share of that of all examples.
+_GIVEN_UP = 1 / 3
 # Two passes over the same input may differ by rounding.
 _SAME_OUTPUT = 1e-4
 _EXAMPLES = 32
+# Of many classes only the first are named.
+_LISTED = 10
 
 
 class Sample(NamedTuple):
@@ -234,6 +240,30 @@ def black_box_stronger(beyond: dict[str, int], n: int, source: str | None = None
             "mislead. Figures of the transferred attacks alone are overstated."
         )
     return None
+
+
+def given_up(name: str, classes: dict[int, ClassResult]) -> str | None:
+    """Flags classes that the target hardly ever answers, behind an average that hides it.
+
+    Adversarial training of a small network finds that it pays to give up some classes.
+
+    Args:
+        name: Name of the target.
+        classes: The results of every class.
+    """
+    n = sum(found.n for found in classes.values())
+    enough = _GIVEN_UP * sum(found.clean for found in classes.values()) / max(n, 1)
+    listed = [
+        f"{label} ({found.clean / found.n:.1%} of {found.n})"
+        for label, found in classes.items()
+        if wilson_interval(found.clean, found.n)[1] < enough
+    ]
+    if not listed:
+        return None
+    return (
+        f"{name} has given up {len(listed)} of {len(classes)} classes on clean inputs: "
+        f"{', '.join(listed[:_LISTED])}{', ...' if len(listed) > _LISTED else ''}."
+    )
 
 
 def _under(sample: Sample, attack: Attack) -> tuple[np.ndarray, np.ndarray]:

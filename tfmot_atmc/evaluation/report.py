@@ -8,11 +8,13 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from tfmot_atmc.files import write_json
 
-__all__ = ["AttackResult", "RobustnessReport", "wilson_interval"]
+__all__ = ["AttackResult", "ClassResult", "RobustnessReport", "count_classes", "wilson_interval"]
 
 # The 97.5% quantile of the normal distribution: two-sided 95%.
 _Z95 = 1.959963984540054
@@ -64,6 +66,46 @@ class AttackResult:
     attack: dict[str, Any]
 
 
+class ClassResult(NamedTuple):
+    """The examples of one class.
+
+    Attributes:
+        n: How many there are.
+        clean: How many of them are right as given.
+        robust: How many are right as given and under every attack.
+    """
+
+    n: int
+    clean: int
+    robust: int
+
+
+def count_classes(
+    y: np.ndarray, clean: np.ndarray, robust: np.ndarray, before: dict[int, ClassResult]
+) -> dict[int, ClassResult]:
+    """Returns the results of every class, with those of earlier examples.
+
+    Args:
+        y: Class indices, `[batch]`.
+        clean: Which examples are right as given, bool `[batch]`.
+        robust: Which are right under every attack as well, bool `[batch]`.
+        before: The results of earlier examples.
+
+    Example:
+    >>> y, right = np.array([3, 3, 0]), np.array([True, False, True])
+    >>> count_classes(y, right, right, {3: ClassResult(10, 4, 2)})[3]
+    ClassResult(n=12, clean=5, robust=3)
+    """
+    found = dict(before)
+    for label in np.unique(y).tolist():
+        rows = y == label
+        n, right, left = found.get(label, (0, 0, 0))
+        found[label] = ClassResult(
+            n + int(rows.sum()), right + int(clean[rows].sum()), left + int(robust[rows].sum())
+        )
+    return dict(sorted(found.items()))
+
+
 @dataclasses.dataclass(frozen=True)
 class RobustnessReport:
     """Clean and adversarial accuracy of one target.
@@ -79,6 +121,8 @@ class RobustnessReport:
         seed, batch_size: Together with the attacks, they fix the result.
         warnings: Reasons to trust the figures less.
         checks: By name, `"passed"` or what a check for fake robustness found.
+        classes: By class index, the `ClassResult` of its examples: an average hides a class that is
+            given up.
     """
 
     target: str
@@ -94,6 +138,7 @@ class RobustnessReport:
     batch_size: int
     warnings: list[str]
     checks: dict[str, str] = dataclasses.field(default_factory=dict)
+    classes: dict[int, ClassResult] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the report as plain Python values; custom losses become their `repr`."""
@@ -122,7 +167,11 @@ class RobustnessReport:
             ]
             for name in ("clean_interval", "robust_interval"):
                 fields[name] = tuple(fields[name])
-            return cls(**fields, attacks=results)
+            classes = {
+                int(label): ClassResult(*counts)
+                for label, counts in fields.pop("classes", {}).items()
+            }
+            return cls(**fields, attacks=results, classes=classes)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)} is not a robustness report: {error}") from error
 
@@ -143,9 +192,22 @@ class RobustnessReport:
                 f"  {attacked:>6}  {broken:>6}".rstrip()
                 for name, accuracy, (low, high), attacked, broken in rows
             ),
+            *self._weakest(),
             *(f"Warning: {warning}" for warning in self.warnings),
         ]
         passed = [name for name, found in self.checks.items() if found == "passed"]
         if passed:
             lines.append(f"Checks passed: {', '.join(passed)}.")
         return "\n".join(lines)
+
+    def _weakest(self) -> list[str]:
+        """Returns a line on the class with the least robust accuracy, where there are several."""
+        if len(self.classes) < 2:
+            return []
+        label, found = min(
+            self.classes.items(), key=lambda item: (item[1].robust / item[1].n, item[1].clean)
+        )
+        return [
+            f"Weakest class: {label}, {found.clean / found.n:.1%} clean and "
+            f"{found.robust / found.n:.1%} in the worst case, of {found.n} examples."
+        ]

@@ -17,7 +17,13 @@ from tfmot_atmc import attacks as attacks_lib
 from tfmot_atmc.attacks import Attack, fold_in
 from tfmot_atmc.evaluation import checks as checks_lib
 from tfmot_atmc.evaluation.data import batches, progress
-from tfmot_atmc.evaluation.report import AttackResult, RobustnessReport, wilson_interval
+from tfmot_atmc.evaluation.report import (
+    AttackResult,
+    ClassResult,
+    RobustnessReport,
+    count_classes,
+    wilson_interval,
+)
 from tfmot_atmc.evaluation.targets import Target, as_target
 from tfmot_atmc.evaluation.verdicts import check_ball, judge
 from tfmot_atmc.files import write_json
@@ -127,7 +133,7 @@ class _Evaluation:
             "clean": 0,
             "robust": 0,
             "not_finite": 0,
-            "classes": [],
+            "by_class": {},
             "attacked": dict.fromkeys(attacks, 0),
             "broken": dict.fromkeys(attacks, 0),
             "beyond_gradients": {},
@@ -164,7 +170,7 @@ class _Evaluation:
         counts["n"] += len(y)
         counts["clean"] += int(clean.sum())
         counts["robust"] += int(robust.sum())
-        counts["classes"] = sorted({*counts["classes"], *np.unique(y).tolist()})
+        counts["by_class"] = count_classes(y, clean, robust, counts["by_class"])
         if self._state is not None:
             write_json(self._state, {"digest": self._digest, "counts": counts})
 
@@ -180,6 +186,10 @@ class _Evaluation:
                         "batch size or target differ. Give another file, or remove this one."
                     )
                 self._counts = kept["counts"]
+                self._counts["by_class"] = {
+                    int(label): ClassResult(*found)
+                    for label, found in self._counts["by_class"].items()
+                }
                 return
         if self._settings["checks"]:
             white = any(attack.needs_gradients for attack in self._attacks.values())
@@ -257,6 +267,7 @@ class _Evaluation:
             batch_size=self._settings["batch_size"],
             warnings=[text for text in checks.values() if text != "passed"],
             checks=checks,
+            classes=counts["by_class"],
         )
 
     def _label(self, attack: Attack) -> str:
@@ -270,10 +281,14 @@ class _Evaluation:
         checks = dict(counts["checks"])
         if not self._settings["checks"]:
             return checks
-        if len(counts["classes"]) == 1:
+        if len(counts["by_class"]) == 1:
+            label = next(iter(counts["by_class"]))
             checks["several classes"] = (
-                f"All labels are {counts['classes'][0]}: a constant answer would look robust."
+                f"All labels are {label}: a constant answer would look robust."
             )
+        else:
+            found = checks_lib.given_up(self._victim.name, counts["by_class"])
+            checks["no class is given up"] = found or "passed"
         if counts["not_finite"]:
             checks["outputs are finite"] = (
                 f"{self._victim.name} returned NaN or infinity for {counts['not_finite']} inputs, "

@@ -16,7 +16,12 @@ import tensorflow as tf
 from tfmot_atmc import attacks as attacks_lib
 from tfmot_atmc.attacks import fold_in
 from tfmot_atmc.evaluation.data import batches
-from tfmot_atmc.evaluation.report import AttackResult, RobustnessReport, wilson_interval
+from tfmot_atmc.evaluation.report import (
+    AttackResult,
+    RobustnessReport,
+    count_classes,
+    wilson_interval,
+)
 from tfmot_atmc.evaluation.targets import as_target
 from tfmot_atmc.evaluation.verdicts import check_ball, judge
 from tfmot_atmc.files import written_whole
@@ -213,6 +218,7 @@ class AdversarialSet:
             seed=self.seed,
             batch_size=batch_size,
             warnings=warnings,
+            classes=count_classes(self.y, clean, robust, {}),
         )
 
     def _judged(self, victim: Any, x: Any, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
