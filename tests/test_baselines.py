@@ -161,6 +161,30 @@ def test_ranks_may_be_given_for_each_kernel_within_the_budget(tmp_path):
             made(wrong)
 
 
+def test_a_low_rank_model_that_goes_on_at_lower_ranks_trains_what_is_saved(digits, tmp_path):
+    first = compress(perceptron(), ALR(ratio=0.8))
+    train(first, digits)
+    lower = compress(first, ALR(ratio=0.4))
+    ranks = lower.constraints[0].ranks
+    assert sum(ranks) < sum(first.constraints[0].ranks)
+    kernels = [w.numpy() for w in strip_compression(first).weights if len(w.shape) == 2]
+    for kernel, factors, rank in zip(kernels, lower.kernels, ranks, strict=True):
+        left, values, right = np.linalg.svd(kernel.astype(np.float64), full_matrices=False)
+        nearest = (left[:, :rank] * values[:rank]) @ right[:rank]
+        np.testing.assert_allclose(factors.compose().numpy(), nearest, atol=1e-5)
+    train(lower, digits)
+    values = [f.variable.numpy() for k in lower.kernels for f in k.factors]
+    assert lower.constraints[0].violation(values) is None  # in training, not only once finalised
+    x = digits[0]
+    np.testing.assert_allclose(
+        lower.model(x).numpy(), strip_compression(lower)(x).numpy(), atol=1e-4
+    )
+    # At the same ranks it goes on from the factors as they are.
+    again = compress(lower, ALR(ratio=0.4))
+    for value, factor in zip(values, (f for k in again.kernels for f in k.factors), strict=True):
+        np.testing.assert_array_equal(factor.variable.numpy(), value)
+
+
 def test_ranks_stay_through_training_saving_and_stripping(digits, tmp_path):
     small = compress(perceptron(), ALR(ratio=0.4), attack=FGSM(epsilon=0.1))
     ranks = small.constraints[0].ranks

@@ -165,13 +165,21 @@ class CompressedModel(keras.Model):
         self._horizon.assign(steps)
 
     def continue_from(self, factors: dict[str, np.ndarray]) -> None:
-        """Takes over factor values by name, when they are those of the same kernels."""
+        """Takes over factor values by name, when they are those of the same kernels.
+
+        A constraint that nothing projects onto later must hold in them: where it does not, as at a
+        lower rank, the factors stay as they were made from the kernels.
+        """
         mine = {factor.name: factor.variable for factor in self._factors()}
-        if {name: tuple(v.shape) for name, v in mine.items()} == {
+        if {name: tuple(v.shape) for name, v in mine.items()} != {
             name: value.shape for name, value in factors.items()
         }:
-            for name, variable in mine.items():
-                variable.assign(factors[name])
+            return
+        values = [factors[name] for name in mine]
+        if any(c.holds_from_the_start and c.violation(values) for c in self.constraints):
+            return
+        for variable, value in zip(mine.values(), values, strict=True):
+            variable.assign(value)
 
     def _factors(self) -> list:
         return [factor for kernel in self.kernels for factor in kernel.factors]

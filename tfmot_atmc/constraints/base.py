@@ -69,6 +69,9 @@ class Constraint(Configurable):
     needs_horizon: bool = False
     """Whether the planned number of steps must be known before training."""
 
+    holds_from_the_start: bool = False
+    """Whether `build` makes it hold and training keeps it, so that nothing projects later."""
+
     def build(self, factors: Sequence[Factor], dense_size: int, add_weight: AddWeight) -> None:
         """Creates the constraint's own state.
 

@@ -36,6 +36,8 @@ class GlobalRank(Constraint):
         of singular values.
     """
 
+    holds_from_the_start = True
+
     def __init__(
         self, ratio: float, relative: bool = False, fixed_ranks: Sequence[int] | None = None
     ):
