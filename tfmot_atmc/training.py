@@ -165,21 +165,15 @@ class CompressedModel(keras.Model):
         self._horizon.assign(steps)
 
     def continue_from(self, factors: dict[str, np.ndarray]) -> None:
-        """Takes over factor values by name, when they are those of the same kernels.
-
-        A constraint that nothing projects onto later must hold in them: where it does not, as at a
-        lower rank, the factors stay as they were made from the kernels.
-        """
-        mine = {factor.name: factor.variable for factor in self._factors()}
-        if {name: tuple(v.shape) for name, v in mine.items()} != {
-            name: value.shape for name, value in factors.items()
-        }:
+        """Takes over values of the same kernels' factors that can meet all constraints."""
+        shapes = {factor.name: tuple(factor.variable.shape) for factor in self._factors()}
+        if shapes != {name: value.shape for name, value in factors.items()}:
             return
-        values = [factors[name] for name in mine]
+        values = [factors[name] for name in shapes]
         if any(c.holds_from_the_start and c.violation(values) for c in self.constraints):
-            return
-        for variable, value in zip(mine.values(), values, strict=True):
-            variable.assign(value)
+            return  # such as a lower rank: the start made from the kernels has it
+        for factor, value in zip(self._factors(), values, strict=True):
+            factor.variable.assign(value)
 
     def _factors(self) -> list:
         return [factor for kernel in self.kernels for factor in kernel.factors]
