@@ -161,7 +161,7 @@ def test_ranks_may_be_given_for_each_kernel_within_the_budget(tmp_path):
             made(wrong)
 
 
-def test_a_low_rank_model_that_goes_on_at_lower_ranks_trains_what_is_saved(digits, tmp_path):
+def test_a_low_rank_model_that_goes_on_at_lower_ranks_trains_what_is_saved(digits):
     first = compress(perceptron(), ALR(ratio=0.8))
     train(first, digits)
     lower = compress(first, ALR(ratio=0.4))
