@@ -58,14 +58,14 @@ def expand(description: Description) -> dict[str, Job]:
     """
     found: dict[str, Job] = {}
     for data in description.data:
-        description = dataclasses.replace(description, data=(data,))
-        tests = [(entry, entry.make(data)) for entry in description.test]
-        for model in description.models_for(data):
-            for entry in description.training_for(data):
-                for seed in description.seeds:
+        alone = dataclasses.replace(description, data=(data,))
+        tests = [(entry, entry.make(data)) for entry in alone.test]
+        for model in alone.models_for(data):
+            for entry in alone.training_for(data):
+                for seed in alone.seeds:
                     where = {"data": data, "model": model, "training": entry.name, "seed": seed}
-                    run = _run(description, where, attacks.serialize(entry.make(data)))
-                    _expand_run(description, where, run, tests, found)
+                    run = _run(alone, where, attacks.serialize(entry.make(data)))
+                    _expand_run(alone, where, run, tests, found)
     return found
 
 
