@@ -2,157 +2,35 @@
 """A study's curves beside those of the paper.
 
     cd benchmarks/results
-    python ../paper_comparison.py --results mnist_chain/results.json \
-        --longer $(echo mnist_{best,close,first_steps,ranks}/results.json | tr ' ' ,)
+    python ../paper_comparison.py --results mnist_chain/results.json --write_documents \
+        --longer $(echo mnist_{best,bits,close,first_steps,ranks}/results.json | tr ' ' ,)
 
-The paper prints no numbers for its figure 1: the values here were read off it, with an error of
-about 0.006 in accuracy (0.012 where curves overlap) and 4% in size. Ours are drawn with lines, the
-paper's with dashes in the same colour; further studies, of longer trainings, with diamonds. A table
-says how far each method is from the paper at the sizes that we ran, interpolated on the logarithm
-of the size.
+Ours are drawn with lines, the paper's with dashes in the same colour; further studies, of longer
+trainings, with diamonds. A table says how far each method is from the paper at the sizes that we
+ran, interpolated on the logarithm of the size; the best of each method at each size goes into the
+documents.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from absl import app, flags
-from matplotlib.figure import Figure
+from documents import DOCUMENTS, fill
+from paper_figure import best, differences, draw
 from rich.console import Console
 from rich.table import Table
 
 from tfmot_atmc.figures import save_figure
-from tfmot_atmc.files import write_json
+from tfmot_atmc.files import write_bytes, write_json
 
 RESULTS = flags.DEFINE_string("results", None, "results.json of a study.", required=True)
 LONGER = flags.DEFINE_list("longer", [], "results.json of studies of longer trainings.")
 OUT = flags.DEFINE_string("out", None, "Folder for paper.png and paper.json. [beside the results]")
-
-Curve = list[tuple[float, float]]
-
-_SIZES = (0.0015, 0.003, 0.006, 0.01, 0.025, 0.05, 0.1, 0.2)
-_SIZES_8 = (0.00068, 0.0019, 0.0034, 0.0049, 0.0101, 0.0167, 0.0296, 0.0563)
-_SIZES_ALR = (0.0056, 0.0068, 0.0141, 0.0284)
-
-
-def _curve(sizes: tuple[float, ...], *accuracies: float) -> Curve:
-    return list(zip(sizes, accuracies, strict=True))
-
-
-# Gui et al., NeurIPS 2019, figure 1: MNIST, LeNet, PGD-16 at epsilon 76/255.
-PAPER: dict[str, dict[str, Curve]] = {
-    "clean": {
-        "nap": _curve(_SIZES, 0.195, 0.897, 0.979, 0.986, 0.990, 0.991, 0.993, 0.993),
-        "ap": _curve(_SIZES, 0.670, 0.758, 0.807, 0.847, 0.942, 0.966, 0.975, 0.978),
-        "al0": _curve(_SIZES, 0.767, 0.784, 0.834, 0.861, 0.951, 0.969, 0.975, 0.980),
-        "alr": _curve(_SIZES_ALR, 0.114, 0.203, 0.570, 0.740),
-        "atmc": _curve(_SIZES, 0.778, 0.795, 0.845, 0.874, 0.952, 0.969, 0.975, 0.979),
-        "atmc-8": _curve(_SIZES_8, 0.779, 0.798, 0.844, 0.871, 0.949, 0.969, 0.976, 0.979),
-    },
-    "PGD-16": {
-        "nap": _curve(_SIZES, 0.055, 0.001, 0.001, 0.002, 0.007, 0.009, 0.016, 0.024),
-        "ap": _curve(_SIZES, 0.528, 0.617, 0.658, 0.694, 0.702, 0.741, 0.765, 0.760),
-        "al0": _curve(_SIZES, 0.587, 0.612, 0.704, 0.723, 0.716, 0.751, 0.771, 0.779),
-        "alr": _curve(_SIZES_ALR, 0.114, 0.163, 0.402, 0.563),
-        "atmc": _curve(_SIZES, 0.605, 0.640, 0.701, 0.723, 0.730, 0.761, 0.777, 0.787),
-        "atmc-8": _curve(_SIZES_8, 0.595, 0.638, 0.703, 0.730, 0.730, 0.747, 0.774, 0.783),
-    },
-}
-PAPER_DENSE = {"clean": 0.982, "PGD-16": 0.785}
-COLORS = {
-    "nap": "#b5442e",
-    "ap": "#5b7f95",
-    "al0": "#7a9e5f",
-    "alr": "#d98c5f",
-    "atmc": "#a77fae",
-    "atmc-8": "#3d5a80",
-}
-
-
-def ours(results: dict[str, Any], attack: str) -> dict[str, list[dict[str, Any]]]:
-    """The entries of the study's summary under one attack, by method, smallest first.
-
-    A study may have a method several times, by different names: all are points of one curve.
-    """
-    methods = {entry["name"]: entry["method"] for entry in results["description"]["methods"]}
-    found: dict[str, list[dict[str, Any]]] = {}
-    for entry in results["summary"]:
-        if entry["attack"] == attack:
-            variant = entry["variant"]
-            mine = max((name for name in methods if variant.startswith(name)), key=len, default="")
-            found.setdefault(variant.replace(mine, methods.get(mine, ""), 1), []).append(entry)
-    return {name: sorted(rows, key=lambda row: row["paper_ratio"]) for name, rows in found.items()}
-
-
-def in_the_paper(curve: Curve, size: float) -> float | None:
-    """The paper's accuracy at a size; None where it has no value around."""
-    sizes, accuracies = zip(*curve, strict=True)
-    if not 0.95 * sizes[0] <= size <= 1.05 * sizes[-1]:
-        return None
-    return float(np.interp(np.log(size), np.log(sizes), accuracies))
-
-
-def differences(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Ours beside the paper's, where both have a value."""
-    rows = []
-    for attack, curves in PAPER.items():
-        for name, entries in ours(results, attack).items():
-            for entry in entries if name in curves else ():
-                paper = in_the_paper(curves[name], entry["paper_ratio"])
-                rows.append(
-                    {
-                        "attack": attack,
-                        "variant": name,
-                        "paper_ratio": entry["paper_ratio"],
-                        "ours": entry["mean"],
-                        "paper": paper,
-                        "difference": None if paper is None else entry["mean"] - paper,
-                    }
-                )
-    return rows
-
-
-def draw_entries(axes: Any, found: dict[str, list[dict[str, Any]]], style: str) -> None:
-    """Means of each method with bars from the least to the greatest; a line for the dense start."""
-    for name, entries in found.items():
-        if name == "da":
-            axes.axhline(entries[0]["mean"], color="black", linewidth=1, linestyle=style[1:])
-        elif name in COLORS:
-            means = np.asarray([entry["mean"] for entry in entries])
-            spread = [
-                means - [entry["min"] for entry in entries],
-                np.asarray([entry["max"] for entry in entries]) - means,
-            ]
-            sizes = [entry["paper_ratio"] for entry in entries]
-            label = name if style[0] == "o" else None
-            axes.errorbar(sizes, means, spread, fmt=style, color=COLORS[name], label=label)
-
-
-def draw(results: dict[str, Any], longer: list[dict[str, Any]]) -> Figure:
-    """Clean and robust accuracy against size, ours and the paper's."""
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
-    for axes, (attack, curves) in zip(figure.subplots(1, 2), PAPER.items(), strict=True):
-        found = ours(results, attack)
-        for name in (name for name in curves if name in found):
-            sizes, accuracies = zip(*curves[name], strict=True)
-            axes.plot(sizes, accuracies, "--", color=COLORS[name], linewidth=1, alpha=0.8)
-        axes.axhline(PAPER_DENSE[attack], color="black", linestyle=":", linewidth=1)
-        draw_entries(axes, found, "o-")
-        for study in longer:
-            draw_entries(axes, ours(study, attack), "D-.")
-        axes.set_xscale("log")
-        axes.set(xlabel="size / dense size", ylabel="accuracy", title=attack, ylim=(0, 1))
-        axes.grid(alpha=0.3)
-    axes.plot([], [], "k-", label="dense, ours")
-    axes.plot([], [], "k:", label="dense, paper")
-    axes.plot([], [], "--", color="gray", label="the same, paper")
-    if longer:
-        axes.plot([], [], "D-.", color="gray", label="longer trainings")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
-    return figure
+WRITE_DOCUMENTS = flags.DEFINE_bool(
+    "write_documents", False, "Write the best between `<!-- paper: best -->` and `<!-- end -->`."
+)
 
 
 def main(_: list[str]) -> None:
@@ -161,13 +39,13 @@ def main(_: list[str]) -> None:
     rows = differences(results)
     longer = [json.loads(Path(path).read_text()) for path in LONGER.value]
     for study in longer:
-        rows += [{**row, "longer": study["name"]} for row in differences(study)]
+        rows += differences(study)
     table = Table("attack", "method", "size", "ours", "paper", "ours - paper")
     for row in rows:
         known = row["paper"] is not None
         table.add_row(
             row["attack"],
-            row["variant"] + (f" ({row['longer']})" if "longer" in row else ""),
+            f"{row['variant']} ({row['study']})",
             f"{row['paper_ratio']:.4f}",
             f"{row['ours']:.3f}",
             f"{row['paper']:.3f}" if known else "-",
@@ -177,6 +55,8 @@ def main(_: list[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     save_figure(draw(results, longer), out / "paper.png")
     write_json(out / "paper.json", rows)
+    for document in DOCUMENTS if WRITE_DOCUMENTS.value else ():
+        write_bytes(document, fill(document.read_text(), "paper", lambda _: best(rows)).encode())
 
 
 if __name__ == "__main__":

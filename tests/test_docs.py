@@ -2,18 +2,26 @@
 """Runs what the documents and the docstrings claim."""
 
 import doctest
+import functools
 import importlib
+import json
 import pathlib
 import pkgutil
 import re
 
 import pytest
+from documents import DOCUMENTS as SHOWING
+from documents import fill, study_table
+from paper_figure import best
 
 import tfmot_atmc
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 _BLOCK = re.compile(r"^(<!-- not-run -->\s*\n)?```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
+_LINK = re.compile(r"\]\(([^)#\s]+)")
+_MARK = re.compile(r"^<!-- (\w+): ", re.MULTILINE)
+KEPT = ROOT / "benchmarks" / "results"
+DOCUMENTS = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))]
 MODULES = sorted(
     module.name for module in pkgutil.walk_packages(tfmot_atmc.__path__, f"{tfmot_atmc.__name__}.")
 )
@@ -44,3 +52,26 @@ def test_the_examples_in_docstrings_print_what_they_show(module, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     outcome = doctest.testmod(importlib.import_module(module), optionflags=doctest.ELLIPSIS)
     assert outcome.failed == 0
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_every_link_within_the_project_leads_to_a_file(document):
+    path = ROOT / document
+    links = [link for link in _LINK.findall(path.read_text()) if "://" not in link]
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+def test_the_tables_of_the_documents_are_those_of_the_kept_results():
+    rows = json.loads((KEPT / "mnist_chain" / "paper.json").read_text())
+    shown = set()
+    for path in SHOWING:
+        text = path.read_text()
+        for name in sorted(set(_MARK.findall(text))):
+            if name == "paper":
+                written = fill(text, name, lambda _: best(rows))
+            else:
+                results = json.loads((KEPT / name / "results.json").read_text())
+                written = fill(text, name, functools.partial(study_table, results))
+            assert written == text, f"{path.name} shows other figures of {name} than are kept"
+            shown.add(name)
+    assert shown >= {"paper", "mnist_chain", "cifar10_tuned"}

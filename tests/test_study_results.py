@@ -13,6 +13,7 @@ import sys
 
 import numpy as np
 import pytest
+from documents import fill, study_table
 from scipy import stats
 
 from tests.test_study import ROOT, described, trained
@@ -170,19 +171,19 @@ def test_a_kept_study_fills_the_marked_places_of_a_document_each_time_anew(done,
     (tmp_path / "out" / "figures").mkdir()
     keep_study = importlib.import_module("benchmarks.keep_study")
     results = keep_study.keep(tmp_path / "out", tmp_path / "kept" / "small")
-    texts = [keep_study.write_tables(document.read_text(), "small", results)]
-    texts.append(keep_study.write_tables(texts[0], "small", results))
+    texts = [fill(document.read_text(), "small", lambda what: study_table(results, what))]
+    texts.append(fill(texts[0], "small", lambda what: study_table(results, what)))
     assert texts[0] == texts[1] and "old" not in texts[0]
     mixed = [{**entry, "training": "other"} for entry in results["summary"]]
     mixed = {**results, "summary": results["summary"] + mixed}
     with pytest.raises(ValueError, match="results of one kind.*trained under other"):
-        keep_study.table(mixed, "accuracies clean")
-    of_one = keep_study.table(mixed, "accuracies clean trained under other")
-    assert of_one == keep_study.table(results, "accuracies clean")
+        study_table(mixed, "accuracies clean")
+    of_one = study_table(mixed, "accuracies clean trained under other")
+    assert of_one == study_table(results, "accuracies clean")
     with pytest.raises(ValueError, match="There are none"):
-        keep_study.table(mixed, "accuracies clean trained under wrm")
+        study_table(mixed, "accuracies clean trained under wrm")
     with pytest.raises(ValueError, match="no table 'atmc minus ap'"):
-        keep_study.table(results, "atmc minus ap")
+        study_table(results, "atmc minus ap")
     assert texts[0].startswith(f"Before\n\n{marks[0]}\n\n| method |")
     assert texts[0].endswith("| +4.0 ± 5.0 |\n\n<!-- end -->\nAfter\n")
     kept = tmp_path / "kept" / "small"
