@@ -5,10 +5,10 @@
     python ../paper_comparison.py --results mnist_chain/results.json --write_documents \
         --longer $(echo mnist_{best,bits,close,first_steps,ranks}/results.json | tr ' ' ,)
 
-Ours are drawn with lines, the paper's with dashes in the same colour; further studies, of longer
-trainings, with diamonds. A table says how far each method is from the paper at the sizes that we
-ran, interpolated on the logarithm of the size; the best of each method at each size goes into the
-documents.
+The picture has a column for each method: ours at equal steps with lines, other trainings of ours
+with diamonds, the paper's with dashes. A table says how far each is from the paper at the sizes
+that we ran, interpolated on the logarithm of the size; the best of each method at each size goes
+into the documents.
 """
 
 from __future__ import annotations

@@ -125,41 +125,49 @@ def _key(row: dict[str, Any]) -> tuple[str, str, float, float]:
     return row["study"], row["variant"], row["ratio"], row["paper_ratio"]
 
 
-def draw_entries(axes: Any, found: dict[str, list[dict[str, Any]]], style: str) -> None:
-    """Means of each method with bars from the least to the greatest; a line for the dense start."""
-    for name, entries in found.items():
-        if name == "da":
-            axes.axhline(entries[0]["mean"], color="black", linewidth=1, linestyle=style[1:])
-        elif name in COLORS:
-            means = np.asarray([entry["mean"] for entry in entries])
-            spread = [
-                means - [entry["min"] for entry in entries],
-                np.asarray([entry["max"] for entry in entries]) - means,
-            ]
-            sizes = [entry["paper_ratio"] for entry in entries]
-            label = name if style[0] == "o" else None
-            axes.errorbar(sizes, means, spread, fmt=style, color=COLORS[name], label=label)
+def draw_entries(axes: Any, entries: list[dict[str, Any]], style: str, **look: Any) -> None:
+    """Means with bars from the least to the greatest."""
+    means = np.asarray([entry["mean"] for entry in entries])
+    spread = [
+        means - [entry["min"] for entry in entries],
+        np.asarray([entry["max"] for entry in entries]) - means,
+    ]
+    axes.errorbar([entry["paper_ratio"] for entry in entries], means, spread, fmt=style, **look)
 
 
 def draw(results: dict[str, Any], longer: list[dict[str, Any]]) -> Figure:
-    """Clean and robust accuracy against size, ours and the paper's."""
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
-    for axes, (attack, curves) in zip(figure.subplots(1, 2), PAPER.items(), strict=True):
-        found = ours(results, attack)
-        for name in (name for name in curves if name in found):
-            sizes, accuracies = zip(*curves[name], strict=True)
-            axes.plot(sizes, accuracies, "--", color=COLORS[name], linewidth=1, alpha=0.8)
-        axes.axhline(PAPER_DENSE[attack], color="black", linestyle=":", linewidth=1)
-        draw_entries(axes, found, "o-")
-        for study in longer:
-            draw_entries(axes, ours(study, attack), "D-.")
-        axes.set_xscale("log")
-        axes.set(xlabel="size / dense size", ylabel="accuracy", title=attack, ylim=(0, 1))
-        axes.grid(alpha=0.3)
-    axes.plot([], [], "k-", label="dense, ours")
-    axes.plot([], [], "k:", label="dense, paper")
-    axes.plot([], [], "--", color="gray", label="the same, paper")
-    if longer:
-        axes.plot([], [], "D-.", color="gray", label="longer trainings")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    """Clean and robust accuracy against size, a column for each method of the figure."""
+    names = [
+        name
+        for name in PAPER["PGD-16"]
+        if any(name in ours(s, "clean") for s in (results, *longer))
+    ]
+    figure = Figure(figsize=(2.3 * len(names) + 0.8, 5.6), layout="constrained")
+    grid = figure.subplots(2, len(names), sharex=True, sharey=True, squeeze=False)
+    for row, (attack, curves) in zip(grid, PAPER.items(), strict=True):
+        found, others = ours(results, attack), [ours(study, attack) for study in longer]
+        row[0].set_ylabel("clean accuracy" if attack == "clean" else f"accuracy under {attack}")
+        for axes, name in zip(row, names, strict=True):
+            axes.axhline(
+                PAPER_DENSE[attack], color="black", linestyle=":", linewidth=1, label="dense, paper"
+            )
+            axes.axhline(
+                found["da"][0]["mean"], color="black", linewidth=1, label="dense, ours, equal steps"
+            )
+            axes.plot(*zip(*curves[name], strict=True), "--", color="gray", label="paper")
+            color = COLORS[name]
+            if name in found:
+                draw_entries(axes, found[name], "o-", color=color, label="equal steps")
+            for other in (other for other in others if name in other):
+                draw_entries(
+                    axes, other[name], "D", color=color, mfc="white", label="other trainings"
+                )
+            axes.set(xscale="log", ylim=(0, 1))
+            axes.grid(alpha=0.3)
+    labels: dict[str, Any] = {}
+    for top, bottom, name in zip(*grid, names, strict=True):
+        top.set_title(name)
+        bottom.set_xlabel("size / dense size")
+        labels |= dict(zip(*reversed(top.get_legend_handles_labels()), strict=True))
+    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=5)
     return figure

@@ -42,9 +42,13 @@ def test_of_the_trainings_of_about_one_size_the_table_has_the_best_under_pgd_16(
     assert lines[4:] == ["| atmc-8 | 0.0167 | 90.0 | 75.7 | 96.9 | 74.7 | +1.0 | eight | 2 |"]
 
 
-def test_a_figure_is_drawn_of_studies_that_lack_methods():
-    results = study("first", ("al0", 0.05, 0.05, 0.9, 0.7), ("da", 1.0, 1.0, 0.99, 0.8))
-    axes = paper_figure.draw(results, [results]).axes
-    assert [a.get_title() for a in axes] == ["clean", "PGD-16"]
-    labels = axes[1].get_legend_handles_labels()[1]
-    assert "al0" in labels and "ap" not in labels and "longer trainings" in labels
+def test_the_figure_has_a_column_for_each_method_that_a_study_ran():
+    first = study("first", ("al0", 0.05, 0.05, 0.9, 0.7), ("da", 1.0, 1.0, 0.99, 0.8))
+    second = study("second", ("atmc", 0.05, 0.05, 0.9, 0.7), ("slow", 0.05, 0.05, 0.9, 0.7))
+    figure = paper_figure.draw(first, [second])
+    top, bottom = figure.axes[:2], figure.axes[2:]
+    assert [axes.get_title() for axes in top] == ["al0", "atmc"]
+    assert bottom[0].get_ylabel() == "accuracy under PGD-16"
+    ours = [set(axes.get_legend_handles_labels()[1]) - {"paper"} for axes in bottom]
+    dense = {"dense, paper", "dense, ours, equal steps"}
+    assert ours == [dense | {"equal steps", "other trainings"}, dense | {"other trainings"}]
