@@ -34,6 +34,9 @@ _COLUMNS = 3
 _LEGEND_INCHES = 1.9
 _DENSE = "da"
 
+_Curves = dict[str, tuple[list[float], list[float]]]
+"""The coordinates of each variant's points, the largest ratio first."""
+
 
 def groups(summary: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     """Returns the entries of a summary by network, data and training attack."""
@@ -56,14 +59,16 @@ def write_figures(results: Mapping[str, Any], folder: str | Path) -> dict[str, P
     """
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
+    methods = results["description"]["methods"]
+    after = {entry["name"]: entry["after"] for entry in methods if entry.get("after")}
     written = {}
     for title, summary in groups(results["summary"]).items():
         attacks = list(dict.fromkeys(entry["attack"] for entry in summary))
         tested = [name for name in attacks if name != CLEAN]
-        drawn = {"size": accuracy_figure(summary, [CLEAN, *tested[:1]])}
+        drawn = {"size": accuracy_figure(summary, [CLEAN, *tested[:1]], after)}
         if tested[1:]:
-            drawn["attacks"] = accuracy_figure(summary, tested[1:])
-        drawn["tradeoff"] = tradeoff_figure(summary, tested[0])
+            drawn["attacks"] = accuracy_figure(summary, tested[1:], after)
+        drawn["tradeoff"] = tradeoff_figure(summary, tested[0], after)
         about = {
             "size": f"Clean and robust accuracy ({tested[0]}) against size",
             "attacks": "Accuracy under the other attacks against size",
@@ -77,15 +82,21 @@ def write_figures(results: Mapping[str, Any], folder: str | Path) -> dict[str, P
     return written
 
 
-def accuracy_figure(summary: Sequence[Mapping[str, Any]], attacks: Sequence[str]) -> Figure:
+def accuracy_figure(
+    summary: Sequence[Mapping[str, Any]],
+    attacks: Sequence[str],
+    after: Mapping[str, str] | None = None,
+) -> Figure:
     """Draws accuracy against the paper's size ratio, one panel for each attack.
 
     Points are means over seeds, bars reach from the least to the greatest. The dense model is a
-    dashed line.
+    dashed line. Methods of which one goes on from the other have one colour, and a faint line
+    joins them.
 
     Args:
         summary: entries of a summary, of one network, dataset and training attack.
         attacks: names of attacks, or `"clean"`.
+        after: for a method that goes on from another one's end, the name of that one.
 
     Returns:
         A matplotlib figure.
@@ -95,7 +106,7 @@ def accuracy_figure(summary: Sequence[Mapping[str, Any]], attacks: Sequence[str]
     figure = Figure(figsize=(4.6 * columns + 0.4, 3.6 * rows + 1.0), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, attack in zip(panels, attacks, strict=False):
-        _panel(axes, [entry for entry in summary if entry["attack"] == attack])
+        _panel(axes, [entry for entry in summary if entry["attack"] == attack], after or {})
         axes.set_title("clean inputs" if attack == CLEAN else attack, fontsize=10)
     for axes in panels[len(attacks) :]:
         axes.set_axis_off()
@@ -103,19 +114,23 @@ def accuracy_figure(summary: Sequence[Mapping[str, Any]], attacks: Sequence[str]
     return figure
 
 
-def tradeoff_figure(summary: Sequence[Mapping[str, Any]], attack: str) -> Figure:
+def tradeoff_figure(
+    summary: Sequence[Mapping[str, Any]], attack: str, after: Mapping[str, str] | None = None
+) -> Figure:
     """Draws robust against clean accuracy; a curve joins the ratios of a variant.
 
     Args:
         summary: entries of a summary, of one network, dataset and training attack.
         attack: name of the attack that gives the robust accuracy.
+        after: as for `accuracy_figure`.
 
     Returns:
         A matplotlib figure.
     """
     figure = Figure(figsize=(6.4, 5.4), layout="constrained")
     axes = figure.subplots()
-    styles = _styles(summary)
+    styles = _styles(summary, after or {})
+    curves: _Curves = {}
     for name, entries in _by_variant(summary).items():
         points = {(entry["ratio"], entry["attack"]): entry for entry in entries}
         ratios = sorted({ratio for ratio, kind in points if kind == attack}, reverse=True)
@@ -127,6 +142,7 @@ def tradeoff_figure(summary: Sequence[Mapping[str, Any]], attack: str) -> Figure
             continue
         bars = [_bars([pair[i] for pair in pairs]) for i in (0, 1)]
         axes.errorbar(clean, robust, bars[1], bars[0], label=name, **styles[name])
+        curves[name] = (clean, robust)
         if _bare(name) != name:
             continue  # ratios at the points of 32-bit curves only
         for ratio, x, y in zip(ratios, clean, robust, strict=True):
@@ -136,23 +152,27 @@ def tradeoff_figure(summary: Sequence[Mapping[str, Any]], attack: str) -> Figure
                 "fontsize": 6,
             }
             axes.annotate(f"{ratio:g}", (x, y), color=styles[name]["color"], **offset)
+    _join(axes, curves, styles, after or {})
     axes.set(xlabel="clean accuracy, %", ylabel=f"accuracy under {attack}, %")
     _finish(axes)
     _legend(figure, axes)
     return figure
 
 
-def _panel(axes: Any, entries: Sequence[Mapping[str, Any]]) -> None:
-    styles = _styles(entries)
+def _panel(axes: Any, entries: Sequence[Mapping[str, Any]], after: Mapping[str, str]) -> None:
+    styles = _styles(entries, after)
+    curves: _Curves = {}
     for name, points in _by_variant(entries).items():
         if name == _DENSE:
             level = 100 * points[0]["mean"]
             axes.axhline(level, color="#444444", linestyle="--", linewidth=1, label="dense")
             continue
-        points = sorted(points, key=lambda entry: entry["paper_ratio"])
+        points = sorted(points, key=lambda entry: -entry["paper_ratio"])
         sizes = [max(entry["paper_ratio"], 1e-9) for entry in points]
         means = [100 * entry["mean"] for entry in points]
         axes.errorbar(sizes, means, _bars(points), label=name, **styles[name])
+        curves[name] = (sizes, means)
+    _join(axes, curves, styles, after)
     axes.set(xscale="log", xlabel="size / dense size (paper's metric)", ylabel="accuracy, %")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -170,11 +190,30 @@ def _by_variant(
     return found
 
 
-def _styles(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Returns a look for each variant: a colour a method, a line by bits and quantisation."""
+def _join(
+    axes: Any, curves: _Curves, styles: Mapping[str, Mapping[str, Any]], after: Mapping[str, str]
+) -> None:
+    """Draws a faint line from the end of a curve to the beginning of one that goes on from it."""
+    for name, own in curves.items():
+        method = _bare(name)
+        before = curves.get(after.get(method, "") + name.removeprefix(method))
+        if before is not None:
+            look = {key: styles[name][key] for key in ("color", "linestyle")}
+            ends = [(b[-1], o[0]) for b, o in zip(before, own, strict=True)]
+            axes.plot(*ends, linewidth=0.8, alpha=0.5, **look)
+
+
+def _styles(
+    entries: Sequence[Mapping[str, Any]], after: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """Returns a look for each variant: a marker a method, a line by bits and quantisation.
+
+    Methods have a colour each, and one together where one goes on from the other.
+    """
     variants = [name for name in dict.fromkeys(e["variant"] for e in entries) if name != _DENSE]
     bare = list(map(_bare, variants))
     methods = list(dict.fromkeys(bare))
+    origins = list(dict.fromkeys(_origin(method, after) for method in methods))
     styles: dict[str, dict[str, Any]] = {}
     for name, method in zip(variants, bare, strict=True):
         number = methods.index(method)
@@ -182,7 +221,7 @@ def _styles(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         if " + " in name:
             line = ":" if "uniform" in name else "-."
         styles[name] = {
-            "color": _COLORS[number % len(_COLORS)],
+            "color": _COLORS[origins.index(_origin(method, after)) % len(_COLORS)],
             "marker": _MARKERS[number % len(_MARKERS)],
             "markerfacecolor": None if name == method else "white",
             "linestyle": line,
@@ -192,6 +231,12 @@ def _styles(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
             "elinewidth": 0.8,
         }
     return styles
+
+
+def _origin(method: str, after: Mapping[str, str]) -> str:
+    while method in after:
+        method = after[method]
+    return method
 
 
 def _bare(name: str) -> str:
