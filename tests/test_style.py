@@ -39,12 +39,12 @@ FLOORS = {
     "references": 2,
     "slimming": 2,
     "wrapping": 2,
+    "copying": 2,
     "adversarial_callbacks": 3,
     "budget": 3,
     "callbacks": 3,
     "compression": 3,
     "descent": 3,
-    "copying": 2,
     "quantization": 3,
     "report": 3,
     "training": 3,
@@ -248,3 +248,12 @@ def test_importing_the_package_leaves_legacy_keras_alone():
         check=True,
     )
     assert outcome.stdout.split("\n")[0] == "[] None"
+
+
+def test_the_table_of_floors_for_contributors_is_the_one_that_is_tested():
+    table = (ROOT / "CONTRIBUTING.md").read_text().split("| floor | |")[1].split("\n\n")[0]
+    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| ")]
+    written = {
+        name.strip(" `"): int(floor) for floor, names in rows[1:] for name in names.split(",")
+    }
+    assert written == FLOORS
