@@ -110,7 +110,7 @@ def best(rows: list[dict[str, Any]]) -> str:
     for name in PAPER["PGD-16"]:
         mine = sorted((r for r in known if r["variant"] == name), key=lambda r: -r["paper_ratio"])
         while mine:
-            close = [row for row in mine if row["paper_ratio"] > 0.94 * mine[0]["paper_ratio"]]
+            close = [row for row in mine if row["paper_ratio"] > 0.8 * mine[0]["paper_ratio"]]
             mine = mine[len(close) :]
             row = max(close, key=lambda row: row["ours"])
             both = clean[_key(row)]
