@@ -13,7 +13,12 @@ from tfmot_atmc.study.tables import accuracies, comparisons
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(ROOT.glob("docs/results/*.md"))
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "results.md", *PAGES)
+DOCUMENTS = (
+    ROOT / "README.md",
+    ROOT / "docs" / "references.md",
+    ROOT / "docs" / "results.md",
+    *PAGES,
+)
 
 
 def fill(text: str, name: str, table: Callable[[str], str]) -> str:

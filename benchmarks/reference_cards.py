@@ -13,14 +13,12 @@ from typing import Any
 
 import keras
 import numpy as np
+from documents import DOCUMENTS, ROOT, fill
 
 from tfmot_atmc import references
 from tfmot_atmc.files import write_bytes
 
-ROOT = Path(__file__).resolve().parent.parent
 FILES = ROOT / "tfmot_atmc" / "references" / "files"
-DOCUMENTS = (ROOT / "docs" / "references.md", ROOT / "README.md")
-MARKS = ("<!-- written by benchmarks/reference_models.py -->", "<!-- end -->")
 
 SUMMARY = (
     "LeNet for MNIST digits, trained under attack and compressed by ATMC (Gui et al., NeurIPS "
@@ -138,9 +136,7 @@ def write_documents() -> None:
     cards = [references.card(name) for name in references.names()]
     for card in cards:
         write_bytes(FILES / f"{card['name']}.md", references.render_card(card).encode())
-    begin, end = MARKS
     table = references.render_table(cards)
     for document in DOCUMENTS:
-        before, _, rest = document.read_text().partition(begin)
-        after = rest.partition(end)[2]
-        write_bytes(document, f"{before}{begin}\n\n{table}\n\n{end}{after}".encode())
+        text = fill(document.read_text(), "references", lambda _: table)
+        write_bytes(document, text.encode())

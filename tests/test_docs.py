@@ -15,6 +15,7 @@ from documents import fill, study_table
 from paper_figure import best
 
 import tfmot_atmc
+from tfmot_atmc import references
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 _BLOCK = re.compile(r"^(<!-- not-run -->\s*\n)?```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -63,15 +64,16 @@ def test_every_link_within_the_project_leads_to_a_file(document):
 
 def test_the_tables_of_the_documents_are_those_of_the_kept_results():
     rows = json.loads((KEPT / "mnist_chain" / "paper.json").read_text())
+    cards = references.render_table(references.card(name) for name in references.names())
+    tables = {"paper": lambda _: best(rows), "references": lambda _: cards}
     shown = set()
     for path in SHOWING:
         text = path.read_text()
         for name in sorted(set(_MARK.findall(text))):
-            if name == "paper":
-                written = fill(text, name, lambda _: best(rows))
-            else:
+            if name not in tables:
                 results = json.loads((KEPT / name / "results.json").read_text())
-                written = fill(text, name, functools.partial(study_table, results))
+                tables[name] = functools.partial(study_table, results)
+            written = fill(text, name, tables[name])
             assert written == text, f"{path.name} shows other figures of {name} than are kept"
             shown.add(name)
-    assert shown >= {"paper", "mnist_chain", "cifar10_tuned"}
+    assert shown >= {"paper", "references", "mnist_chain", "cifar10_tuned"}
