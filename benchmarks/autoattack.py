@@ -25,6 +25,7 @@ import matplotlib
 import numpy as np
 import tensorflow as tf
 from absl import app, flags
+from common import load_plain, named_files
 from rich.console import Console
 from rich.table import Table
 
@@ -46,16 +47,6 @@ QUERIES = flags.DEFINE_integer("queries", 5000, "Queries of Square.")
 WORK = flags.DEFINE_string("work", "autoattack", "Folder for states and single reports.")
 OUT = flags.DEFINE_string("out", None, "Folder for results.json and results.png.")
 THREADS = flags.DEFINE_integer("threads", 0, "Threads of this process; 0 for all cores.")
-
-
-def load(path: str) -> keras.Model:
-    """A model, stripped if it is compressed."""
-    model = keras.saving.load_model(path, compile=False)
-    return atmc.strip_compression(model) if hasattr(model, "compression_report") else model
-
-
-def named(pairs: list[str]) -> dict[str, str]:
-    return dict(pair.split("=", 1) for pair in pairs)
 
 
 def standard_network(data: Any) -> keras.Model:
@@ -95,11 +86,11 @@ def measure(name: str, target: Any, data: Any, attacks: Any, **options: Any) -> 
 
 
 def evaluate_all(data: Any) -> dict[str, dict[str, Any]]:
-    models = {name: load(path) for name, path in named(MODELS.value).items()}
+    models = {name: load_plain(path) for name, path in named_files(MODELS.value).items()}
     rows = {
         name: measure(name, model, data, ensemble(EPSILON.value)) for name, model in models.items()
     }
-    for name, path in named(FILES.value).items():
+    for name, path in named_files(FILES.value).items():
         pgd = atmc.attacks.PGD(epsilon=EPSILON.value, steps=40, step_size=EPSILON.value / 6)
         square = atmc.attacks.Square(epsilon=EPSILON.value, queries=QUERIES.value)
         attacks = {"PGD-40": pgd, "Square": square}
@@ -117,7 +108,7 @@ def evaluate_all(data: Any) -> dict[str, dict[str, Any]]:
 def scaling() -> list[dict[str, Any]]:
     """Processor time and peak memory of growing numbers of images, smallest first."""
     data = atmc.datasets.load("mnist")
-    model = load(next(iter(named(MODELS.value).values())))
+    model = load_plain(next(iter(named_files(MODELS.value).values())))
     attack, rows = ensemble(EPSILON.value), []
     for count in [32, *map(int, SCALING.value)]:  # the first traces
         start, wall = time.process_time(), time.perf_counter()

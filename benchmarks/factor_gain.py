@@ -26,9 +26,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl import app, flags
+from common import load_plain, show
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 import tfmot_atmc as atmc
 from tfmot_atmc import methods, recipes
@@ -50,11 +50,6 @@ TEST = flags.DEFINE_integer("test_examples", 5000, "Test images that are attacke
 OUT = flags.DEFINE_string("out", None, "Where to write results as JSON.")
 
 Matrices = list[np.ndarray]
-
-
-def plain(path: str) -> keras.Model:
-    model = keras.saving.load_model(path, compile=False)
-    return atmc.strip_compression(model) if isinstance(model, CompressedModel) else model
 
 
 def oriented(value: np.ndarray) -> np.ndarray:
@@ -143,9 +138,9 @@ def trained(path: str, ratio: float, name: str, data: Any) -> CompressedModel:
     """A method's network after training, or without any; ATMC starts from the search's factors."""
     share = SHARE.value if name == "atmc" else 0.0
     if not EPOCHS.value:
-        return factorised(plain(path), ratio, share)
+        return factorised(load_plain(path), ratio, share)
     (stage,) = recipes.l0_stages(ratio, EPOCHS.value)
-    start: keras.Model = plain(path)
+    start: keras.Model = load_plain(path)
     if name == "atmc":
         method = methods.ATMC(ratio, schedule=CubicBudget(START.value, end=0.4))
         stage = dataclasses.replace(stage, name=name, method=method)
@@ -181,22 +176,13 @@ def attacked(path: str, ratio: float, data: Any) -> list[dict[str, Any]]:
 
 def search(path: str, ratios: list[float]) -> list[dict[str, Any]]:
     """Compares the approximations at each budget, and shows them."""
-    values = [oriented(w) for w in plain(path).get_weights() if w.ndim >= 2]
+    values = [oriented(w) for w in load_plain(path).get_weights() if w.ndim >= 2]
     total = sum(value.size for value in values)
     shares = [float(share) for share in SHARES.value]
     rows = []
     for ratio in track(ratios, "searching", console=Console(stderr=True)):
         rows.append({"ratio": ratio, **compare(values, round(ratio * total), shares)})
     return rows
-
-
-def show(title: str, rows: list[dict[str, Any]]) -> None:
-    if rows:
-        table = Table(*rows[0], title=title)
-        for row in rows:
-            cells = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values())
-            table.add_row(*cells)
-        Console().print(table)
 
 
 def main(_: list[str]) -> None:
