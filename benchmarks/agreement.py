@@ -30,12 +30,12 @@ from absl import app, flags
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from tfmot_atmc import datasets, strip_compression  # noqa: E402
+from common import load_plain  # noqa: E402
+
+from tfmot_atmc import datasets  # noqa: E402
 from tfmot_atmc.attacks import FGSM, PGD  # noqa: E402
 from tfmot_atmc.files import write_json  # noqa: E402
 from tfmot_atmc.interop import to_art, to_cleverhans  # noqa: E402
-from tfmot_atmc.pipeline import load_keras  # noqa: E402
-from tfmot_atmc.training import CompressedModel  # noqa: E402
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("model_file", [], "Trained .keras files.")
@@ -285,8 +285,7 @@ def main(argv: list[str]) -> None:
     x, y = data.x_test[: FLAGS.images], data.y_test[: FLAGS.images]
     found = {}
     for file in FLAGS.model_file:
-        model = load_keras(file)
-        model = strip_compression(model) if isinstance(model, CompressedModel) else model
+        model = load_plain(file)
         found[Path(file).stem] = measure(model, Path(file).stem, x, y)
     verdict = {
         key: all(row[key] for one in found.values() for row in one["attacks"].values())

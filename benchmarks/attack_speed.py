@@ -36,11 +36,11 @@ from rich.table import Table
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from tfmot_atmc import attacks, datasets, models, strip_compression  # noqa: E402
+from common import load_plain  # noqa: E402
+
+from tfmot_atmc import attacks, datasets, models  # noqa: E402
 from tfmot_atmc.files import write_json  # noqa: E402
 from tfmot_atmc.interop import to_art, to_cleverhans  # noqa: E402
-from tfmot_atmc.pipeline import load_keras  # noqa: E402
-from tfmot_atmc.training import CompressedModel  # noqa: E402
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model_file", None, "Trained .keras file of an MNIST classifier.")
@@ -235,8 +235,7 @@ def strength(
 def victim() -> tuple[keras.Model, np.ndarray, np.ndarray]:
     """Returns the model, with images and labels."""
     if FLAGS.model_file:
-        model = load_keras(FLAGS.model_file)
-        model = strip_compression(model) if isinstance(model, CompressedModel) else model
+        model = load_plain(FLAGS.model_file)
         data = datasets.load("mnist")
         return model, data.x_test[: FLAGS.batch_size], data.y_test[: FLAGS.batch_size]
     keras.utils.set_random_seed(0)

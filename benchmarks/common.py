@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 import tfmot_atmc as atmc
+from tfmot_atmc.pipeline import load_keras
 from tfmot_atmc.training import CompressedModel
 
 
 def load_plain(path: str) -> keras.Model:
     """A model from a file, stripped if it is compressed."""
-    model = keras.saving.load_model(path, compile=False)
+    model = load_keras(path)
     return atmc.strip_compression(model) if isinstance(model, CompressedModel) else model
 
 
