@@ -6,11 +6,13 @@ import json
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfmot_atmc import compress, datasets, strip_compression
 from tfmot_atmc.attacks import FGSM
 from tfmot_atmc.constraints import FixedSupport, GlobalRank
 from tfmot_atmc.kernels import LowRankKernel
+from tfmot_atmc.math import kernel_matrix, matrix_kernel, matrix_shape
 from tfmot_atmc.methods import ALR, AP, NAP
 from tfmot_atmc.recipes import run_stages
 from tfmot_atmc.settings import CompressionSettings
@@ -99,6 +101,46 @@ def test_low_rank_kernels_start_at_the_kernel_with_balanced_factors(shape):
     np.testing.assert_allclose(LowRankKernel().compose(parts), kernel, atol=1e-5)
     norms = [np.linalg.norm(parts[name]) for name in ("A", "B")]
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+
+def test_a_separable_kernel_is_read_as_vertical_times_horizontal_filters():
+    kernel = np.arange(3 * 4 * 2 * 5, dtype="float32").reshape(3, 4, 2, 5)
+    matrix = kernel_matrix(kernel, separable=True)
+    assert matrix.shape == matrix_shape(kernel.shape, separable=True) == (6, 20)
+    assert matrix[2 * 2 + 1, 3 * 5 + 4] == kernel[2, 3, 1, 4]
+    for source in (kernel, tf.constant(kernel)):
+        there = kernel_matrix(source, separable=True)
+        back = matrix_kernel(there, kernel.shape, separable=True)
+        np.testing.assert_array_equal(there, matrix)
+        np.testing.assert_array_equal(back, kernel)
+    parts = LowRankKernel(separable=True).initial_values(kernel)
+    assert parts["A"].shape == kernel.shape and parts["B"].shape == (6, 6)
+    np.testing.assert_allclose(LowRankKernel(True).compose(parts), kernel, atol=1e-3)
+    # A component of (5, 5, 1, 20) takes 25 + 20 as a matrix of filters, 5 + 100 as two filters.
+    assert kernel_matrix(np.zeros((5, 5, 1, 20)), separable=True).shape == (25, 20)
+    assert kernel_matrix(np.zeros((7, 3)), separable=True).shape == (7, 3)
+
+
+def test_separable_ranks_cost_what_both_filters_hold(tmp_path):
+    rng = np.random.default_rng(0)
+    model = keras.Sequential([keras.Input((8, 8, 4)), keras.layers.Conv2D(6, 3)])
+    first, second = rng.normal(size=(3, 4)), rng.normal(size=(3, 6))  # of rank one, separably
+    model.layers[0].kernel.assign(np.einsum("hi,wo->hwio", first, second))
+    # A component takes 3 * 4 + 3 * 6 = 30 parameters; 0.2 of 216 allows one, 43.
+    small = compress(model, ALR(ratio=0.2, separable=True))
+    assert small.constraints[0].ranks == [1] and small.constraints[0].budget == 43
+    assert small.compression_report().nonzeros == 30
+    before, after = model.layers[0].kernel, strip_compression(small).layers[0].kernel
+    np.testing.assert_allclose(after, before, atol=1e-5)
+    # As one matrix of 36 x 6 the same kernel has rank three.
+    assert np.linalg.matrix_rank(before.numpy().reshape(36, 6), tol=1e-5) == 3
+    small.save(tmp_path / "small.keras")
+    again = keras.saving.load_model(tmp_path / "small.keras")
+    assert again.method.separable and again.constraints[0].ranks == [1]
+    values = [f.variable.numpy() for k in again.kernels for f in k.factors]
+    assert again.constraints[0].violation(values) is None
+    values[1] = np.ones_like(values[1])
+    assert "beyond its rank" in again.constraints[0].violation(values)
 
 
 def test_ranks_are_chosen_over_all_layers_by_singular_value_within_the_budget(digits):

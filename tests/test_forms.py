@@ -34,6 +34,19 @@ def test_a_product_multiplies_to_the_composed_kernel(seed, shape):
     assert PlainKernel().product({"W": np.ones(shape)}) is None
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([(3, 3, 4, 6), (2, 3, 5, 4), (1, 3, 9, 4)]))
+def test_a_separable_product_multiplies_to_the_composed_kernel(seed, shape):
+    rng, kernel = np.random.default_rng(seed), LowRankKernel(separable=True)
+    start = kernel.initial_values(np.ones(shape, np.float32))
+    factors = {name: sparse_array(rng, value.shape, 0.4) for name, value in start.items()}
+    a, b = kernel.product(factors)
+    height, width, inputs, outputs = shape
+    assert a.shape[:-1] == (height, 1, inputs) and b.shape == (1, width, a.shape[-1], outputs)
+    product = np.einsum("hir,wro->hwio", a[:, 0], b[0])
+    np.testing.assert_allclose(product, kernel.compose(factors).numpy(), rtol=1e-4, atol=1e-5)
+
+
 def test_the_product_of_a_known_kernel():
     v = np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 0.0]])
     u = np.array([[0.0, 3.0], [0.0, 0.0]])
@@ -51,6 +64,28 @@ def network():
     inner = keras.Sequential([keras.Input((4, 4, 6)), layers.Conv2D(5, 2, name="deep")], name="in")
     x = layers.Flatten()(inner(x))
     return keras.Model(inputs, layers.Dense(4, name="head")(x))
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("options", [{"strides": (2, 3)}, {"dilation_rate": (2, 1)}, {}])
+def test_a_vertical_and_a_horizontal_filter_do_what_their_product_does(padding, options):
+    conv = layers.Conv2D(
+        5,
+        (3, 4),
+        padding=padding,
+        activation="relu",
+        bias_initializer="ones",
+        name="conv",
+        **options,
+    )
+    model, rng = keras.Sequential([keras.Input((11, 13, 4)), conv]), np.random.default_rng(0)
+    a, b = rng.normal(size=(3, 1, 4, 2)), rng.normal(size=(1, 4, 2, 5))
+    conv.kernel.assign(np.einsum("hir,wro->hwio", a[:, 0], b[0]))
+    two = agree(model, factor_layers(model, {"conv": (a, b)}))
+    assert [layer.kernel_size for layer in two.layers] == [(3, 1), (1, 4)]
+    assert two.layers[0].strides == (conv.strides[0], 1) and not two.layers[0].use_bias
+    with pytest.raises(ValueError, match="must give the shape"):
+        factor_layers(model, {"conv": (a, b[:, :3])})
 
 
 def test_layers_run_as_two_in_every_place_where_they_are_called():
@@ -138,6 +173,30 @@ def test_low_rank_methods_deploy_as_two_layers():
     compressed.finalize()
     deployment = deploy(compressed, optimize="size")
     assert deployment.forms[0].factored and deployment.forms[0].inner_channels <= 3
+
+
+def test_a_separable_low_rank_model_deploys_as_filters_along_each_axis(tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((9, 10, 8)),
+            layers.Conv2D(16, (3, 5), activation="relu", name="conv"),
+            layers.Flatten(),
+            layers.Dense(4, name="head"),
+        ]
+    )
+    compressed = compress(model, "alr", ratio=0.5, ranks=[2, 1], separable=True)
+    deployment = deploy(compressed, optimize="latency")
+    form = deployment.forms[0]
+    # Along 10 columns in 7 rows by 3 x 1, then at 6 x 7 places by 1 x 5.
+    assert form.factored and form.inner_channels == 2
+    assert form.factored_macs == 3 * 8 * 2 * 7 * 10 + 5 * 2 * 16 * 7 * 6
+    assert form.composed_macs == 3 * 5 * 8 * 16 * 7 * 6
+    plain = strip_compression(compressed)
+    agree(plain, deployment.model)
+    assert deployment.model.get_layer("conv_first").kernel.shape == (3, 1, 8, 2)
+    whole = quick_export(plain, tmp_path / "whole.tflite", slim=None)
+    parts = quick_export(deployment.model, tmp_path / "parts.tflite", slim=None)
+    assert parts.bytes < whole.bytes
     agree(strip_compression(compressed), deployment.model)
     with pytest.raises(ValueError, match="optimize"):
         deploy(compressed, optimize="speed")

@@ -12,6 +12,7 @@ import numpy as np
 
 from tfmot_atmc.compression import strip_compression
 from tfmot_atmc.export import stored_bytes
+from tfmot_atmc.kernels import live_channels
 from tfmot_atmc.slimming import can_factor, factor_layers, is_graph, kept_channels, layer_costs
 from tfmot_atmc.training import CompressedModel
 
@@ -145,6 +146,20 @@ def _positions(model: keras.Model) -> dict[str, int]:
     }
 
 
+def _widening(layer: Any, b: np.ndarray) -> float:
+    """How often the first layer of a product is applied for each place of the second.
+
+    A vertical filter runs along all columns of the input, of which a horizontal one without padding
+    or with strides leaves fewer.
+    """
+    if b.ndim == 2:
+        return 1.0
+    axis = 2 if layer.data_format == "channels_last" else 3
+    node = layer._inbound_nodes[0]
+    before, after = node.input_tensors[0].shape[axis], node.outputs[0].shape[axis]
+    return 1.0 if before is None else before / after
+
+
 def _choose(
     name: str,
     product: tuple[np.ndarray, np.ndarray],
@@ -156,12 +171,13 @@ def _choose(
 ) -> FormChoice:
     inputs, outputs = kept
     whole = keras.ops.convert_to_numpy(layer.kernel)[..., inputs, :][..., outputs]
-    a, b = product[0][..., inputs, :], product[1][:, outputs]
-    live = (a != 0).any(axis=tuple(range(a.ndim - 1))) & (b != 0).any(axis=1)
-    a, b = a[..., live], b[live]
+    a, b = product[0][..., inputs, :], product[1][..., outputs]
+    live = live_channels(a, b)
+    a, b = a[..., live], b[..., live, :]
     composed = stored_bytes(whole, values=values)
     factored = sum(stored_bytes(part, values=values) for part in (a, b) if part.size)
-    macs, fewer = whole.size * positions, (a.size + b.size) * positions
+    macs = whole.size * positions
+    fewer = round(a.size * positions * _widening(layer, b)) + b.size * positions
     sizes = (composed, factored + _LAYER_BYTES)
     times = (macs + _LAYER_MACS, fewer + 2 * _LAYER_MACS)
     costs = {

@@ -84,7 +84,13 @@ class WrappedKernel:
     def factors(self) -> list[Factor]:
         """The factors, main one first."""
         return [
-            Factor(f"{self.name}:{part}", part, variable, part in self.kernel.growable)
+            Factor(
+                f"{self.name}:{part}",
+                part,
+                variable,
+                part in self.kernel.growable,
+                self.kernel.separable,
+            )
             for part, variable in self.variables.items()
         ]
 

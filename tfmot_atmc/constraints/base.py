@@ -24,12 +24,14 @@ class Factor:
         part: name of the factor in its kernel, such as `"V"`.
         variable: the trainable variable, float32.
         growable: whether growth by gradient may open new entries here.
+        separable: whether it is of a kernel that is read as vertical and horizontal filters.
     """
 
     name: str
     part: str
     variable: keras.Variable
     growable: bool = True
+    separable: bool = False
 
     def read(self) -> tf.Tensor:
         """Returns the value in the variable's own dtype, whatever autocasting is on."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from tfmot_atmc.constraints.base import AddWeight, Constraint, Factor
 from tfmot_atmc.constraints.sparsity import exact_budget
+from tfmot_atmc.math import kernel_matrix, matrix_kernel, matrix_shape
 
 
 class GlobalRank(Constraint):
@@ -16,9 +17,10 @@ class GlobalRank(Constraint):
 
     The ranks are chosen when the model is wrapped: the singular values of all kernels stand in one
     list, and the largest are kept, at least one a kernel, as many as the budget of parameters
-    allows. A component of a kernel with f inputs and o outputs costs f + o parameters. What was
-    taken away has no gradient and stays zero; no projection is needed. Kernels that are not
-    factorised are left whole and not counted.
+    allows. A component of a kernel with f inputs and o outputs costs f + o parameters, one of a
+    separable kernel height * inputs + width * outputs. What was taken away has no gradient and
+    stays zero; no projection is needed. Kernels that are not factorised are left whole and not
+    counted.
 
     Args:
         ratio: parameters of the factors as a ratio of the dense kernels' parameters, in (0, 1].
@@ -51,11 +53,11 @@ class GlobalRank(Constraint):
     def build(self, factors: Sequence[Factor], dense_size: int, add_weight: AddWeight) -> None:
         self.budget = exact_budget(round(self.ratio, 9), dense_size)
         pairs = _pairs(factors)
-        self._pairs = [(factors.index(a), factors.index(b)) for a, b in pairs]
-        values = [_singular_values(a.variable.numpy(), b.variable.numpy()) for a, b in pairs]
+        self._pairs = [(factors.index(a), factors.index(b), a.separable) for a, b in pairs]
+        values = [_singular_values(a, b) for a, b in pairs]
         if self.relative:
             values = [column / max(column[0], np.finfo(np.float64).tiny) for column in values]
-        costs = [_cost(tuple(a.variable.shape)) for a, _ in pairs]
+        costs = [sum(matrix_shape(a.variable.shape, a.separable)) for a, _ in pairs]
         if self.fixed_ranks is None:
             ranks = self._choose(values, costs)
         else:
@@ -106,13 +108,12 @@ class GlobalRank(Constraint):
 
     def finalized(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
         kept = list(values)
-        for (a, b), rank in zip(self._pairs, self.ranks, strict=True):
-            matrix = values[a].reshape(-1, values[a].shape[-1]).copy()
-            square = values[b].copy()
+        for (a, b, separable), rank in zip(self._pairs, self.ranks, strict=True):
+            matrix, square = kernel_matrix(values[a], separable).copy(), values[b].copy()
             wide = matrix.shape[1] > matrix.shape[0]
             (matrix if wide else square)[rank:] = 0
             (square if wide else matrix)[:, rank:] = 0
-            kept[a], kept[b] = matrix.reshape(values[a].shape), square
+            kept[a], kept[b] = matrix_kernel(matrix, values[a].shape, separable), square
         return kept
 
     def violation(self, values: Sequence[np.ndarray]) -> str | None:
@@ -132,13 +133,9 @@ def _pairs(factors: Sequence[Factor]) -> list[tuple[Factor, Factor]]:
     ]
 
 
-def _cost(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape[:-1])) + shape[-1]
-
-
-def _singular_values(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    matrix = a.reshape(-1, a.shape[-1]).astype(np.float64)
-    square = b.astype(np.float64)
+def _singular_values(a: Factor, b: Factor) -> np.ndarray:
+    matrix = kernel_matrix(a.variable.numpy(), a.separable).astype(np.float64)
+    square = b.variable.numpy().astype(np.float64)
     if matrix.shape[1] > matrix.shape[0]:
         matrix, square = square, matrix
     return np.linalg.norm(matrix, axis=0) * np.linalg.norm(square, axis=1)

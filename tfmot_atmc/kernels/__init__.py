@@ -5,9 +5,16 @@ A `Kernel` turns a few tensors (its *factors*) into the one tensor a layer multi
 knows tensors only: no layers, no constraints, no training.
 """
 
-from tfmot_atmc.kernels.base import Kernel, PlainKernel
+from tfmot_atmc.kernels.base import Kernel, PlainKernel, live_channels
 from tfmot_atmc.kernels.factorized import FactorizedKernel
 from tfmot_atmc.kernels.lowrank import LowRankKernel
 from tfmot_atmc.kernels.thin import thin_conv2d
 
-__all__ = ["FactorizedKernel", "Kernel", "LowRankKernel", "PlainKernel", "thin_conv2d"]
+__all__ = [
+    "FactorizedKernel",
+    "Kernel",
+    "LowRankKernel",
+    "PlainKernel",
+    "live_channels",
+    "thin_conv2d",
+]

@@ -25,6 +25,9 @@ class Kernel:
     growable: frozenset[str] = frozenset({"W"})
     """Names of the factors in which growth by gradient may open new entries."""
 
+    separable: bool = False
+    """Whether kernels are read as vertical filters times horizontal ones, where that is cheaper."""
+
     def initial_values(self, kernel: np.ndarray) -> dict[str, np.ndarray]:
         """Returns the factors that compose to `kernel`.
 
@@ -48,8 +51,10 @@ class Kernel:
             factors: value of each factor.
 
         Returns:
-            `(A, B)` of shapes `(..., r)` and `(r, outputs)` with kernel = A B, without columns of A
-            that are zero or rows of B that are zero; None for a kernel that is no product.
+            `(A, B)` of shapes `(..., r)` and `(r, outputs)` with kernel = A B, or of shapes
+            `(height, 1, inputs, r)` and `(1, width, r, outputs)` for a vertical filter followed by
+            a horizontal one; without inner channels that are zero on either side. None for a kernel
+            that is no product.
         """
         return None
 
@@ -62,15 +67,22 @@ def live_product(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Args:
         a: array `(..., r)`.
-        b: array `(r, outputs)`.
+        b: array `(..., r, outputs)`.
 
     Returns:
         The two arrays with fewer inner channels, equal in their product.
     """
-    live = (a != 0).any(axis=tuple(range(a.ndim - 1))) & (b != 0).any(axis=1)
+    live = live_channels(a, b)
     if not live.any():
         live[0] = True
-    return a[..., live], b[live]
+    return a[..., live], b[..., live, :]
+
+
+def live_channels(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Returns which inner channels of a product A B are zero on neither side, booleans `(r,)`."""
+    first = (a != 0).reshape(-1, a.shape[-1]).any(axis=0)
+    second = np.moveaxis(b != 0, -2, 0).reshape(b.shape[-2], -1).any(axis=1)
+    return first & second
 
 
 class PlainKernel(Kernel):

@@ -3,6 +3,7 @@
 
 from tfmot_atmc.math.allocation import allocate_budget
 from tfmot_atmc.math.clustering import ZeroKMeans, assign_to_codebook, zero_kmeans
+from tfmot_atmc.math.matrices import is_separable, kernel_matrix, matrix_kernel, matrix_shape
 from tfmot_atmc.math.optimal import optimal_zero_kmeans
 from tfmot_atmc.math.projection import l0_masks, project_l0
 from tfmot_atmc.math.sizes import (
@@ -21,7 +22,11 @@ __all__ = [
     "allocate_budget",
     "assign_to_codebook",
     "entropy_bits",
+    "is_separable",
+    "kernel_matrix",
     "l0_masks",
+    "matrix_kernel",
+    "matrix_shape",
     "measure",
     "optimal_zero_kmeans",
     "paper_bits",

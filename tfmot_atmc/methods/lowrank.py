@@ -24,11 +24,14 @@ class ALR(Method):
             as the paper does.
         ranks: the rank of each kernel in the order of the layers, within `ratio`, instead of a
             choice by singular values; None to choose.
+        separable: make the components of two-dimensional convolutions a vertical filter followed by
+            a horizontal one, where these take fewer parameters.
 
     Raises:
         ValueError: if `ratio`, `bits` or a rank is out of range.
 
-    Source: "ALR" in Gui et al., NeurIPS 2019, section 4.1.
+    Source: "ALR" in Gui et al., NeurIPS 2019, section 4.1; `separable` is the decomposition of Tai
+        et al., 2015, which it cites.
     """
 
     def __init__(
@@ -38,14 +41,16 @@ class ALR(Method):
         codebook_begin: int | float = 0.75,
         relative: bool = False,
         ranks: Sequence[int] | None = None,
+        separable: bool = False,
     ):
         self.ratio, self.bits = ratio, bits
         self.codebook_begin, self.relative = codebook_begin, relative
         self.ranks = None if ranks is None else list(ranks)
+        self.separable = separable
         self.constraints()
 
     def kernel_for(self, factorizable: bool) -> Kernel:
-        return LowRankKernel() if factorizable else PlainKernel()
+        return LowRankKernel(self.separable) if factorizable else PlainKernel()
 
     def constraints(self) -> list[Constraint]:
         rank = GlobalRank(self.ratio, self.relative, self.ranks)

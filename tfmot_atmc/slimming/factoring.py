@@ -28,13 +28,14 @@ def factor_layers(
     """Returns a model in which layers run as two, one after the other.
 
     A layer with kernel A B becomes a layer `<name>_first` of kernel A, without bias and
-    activation, and a layer `<name>` of kernel B (a 1x1 convolution, or a dense layer) with bias and
-    activation of the original.
+    activation, and a layer `<name>` of kernel B with bias and activation of the original: a dense
+    layer, a 1x1 convolution, or, where A is a vertical filter, the horizontal one.
 
     Args:
         model: A built functional or sequential model. It stays as it is.
         products: By layer name: A of shape `(..., r)`, the kernel's but for the last axis, and B of
-            shape `(r, outputs)`.
+            shape `(r, outputs)`; or A of shape `(height, 1, inputs, r)` and B of shape
+            `(1, width, r, outputs)`.
 
     Returns:
         An uncompiled model with the outputs of the original, up to rounding.
@@ -64,12 +65,34 @@ def factor_layers(
                 f"has {[other for other, layer in known.items() if can_factor(layer)]}."
             )
         shape = tuple(known[name].kernel.shape)
-        if (*np.shape(a)[:-1], *np.shape(b)[1:]) != shape or np.shape(a)[-1:] != np.shape(b)[:1]:
+        if not _gives(np.shape(a), np.shape(b), shape):
             raise ValueError(
                 f"The product for {name!r} must give the shape {shape}, got {np.shape(a)} and "
                 f"{np.shape(b)}."
             )
     return _Rebuilder(products).run(model)
+
+
+def _gives(a: tuple[int, ...], b: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether kernels of shapes a and b, one after the other, stand for one of a shape."""
+    if len(b) == 2:
+        return (*a[:-1], b[1]) == shape and a[-1] == b[0]
+    if len(shape) != 4 or len(a) != 4 or len(b) != 4:
+        return False
+    return (a, b) == ((shape[0], 1, shape[2], a[3]), (1, shape[1], a[3], shape[3]))
+
+
+def _pointwise(rank: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Changes to the configurations of two convolutions of which the second is a pointwise one."""
+    ones = (1,) * rank
+    return {}, {"kernel_size": ones, "strides": ones, "dilation_rate": ones}
+
+
+def _vertical_and_horizontal(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Changes to the configurations of two convolutions, one along each axis of an image."""
+    names = ("kernel_size", "strides", "dilation_rate")
+    vertical = {name: (config[name][0], 1) for name in names}
+    return vertical, {name: (1, config[name][1]) for name in names}
 
 
 class _Rebuilder:
@@ -128,15 +151,12 @@ class _Rebuilder:
             first = layers.Dense.from_config(config | plain | {"units": a.shape[-1]})
             second = layers.Dense.from_config(config)
         else:
-            first = type(layer).from_config(config | plain | {"filters": a.shape[-1]})
             rank = a.ndim - 2
-            once = {
-                "kernel_size": (1,) * rank,
-                "strides": (1,) * rank,
-                "dilation_rate": (1,) * rank,
-            }
-            second = type(layer).from_config(config | once)
-            b = b.reshape((1,) * rank + b.shape)
+            changes = _pointwise(rank) if b.ndim == 2 else _vertical_and_horizontal(config)
+            plain |= {"filters": a.shape[-1]}
+            first = type(layer).from_config(config | plain | changes[0])
+            second = type(layer).from_config(config | changes[1])
+            b = b.reshape((1,) * rank + b.shape) if b.ndim == 2 else b
         self.values += [(first, [a]), (second, [b, *values[1:]])]
         self.firsts[id(second)] = first
         return second
