@@ -359,8 +359,9 @@ def _plain(stage: Stage, attack: Mapping[str, Any]) -> dict[str, Any]:
     if attack["class_name"] != "ATTA" or stage.first_steps is None:
         del values["first_steps"]
     values["method"] = method = keras.saving.serialize_keras_object(stage.method)
-    if method["config"].get("ranks", 0) is None:
-        del method["config"]["ranks"]
+    for name in ("ranks", "separable"):
+        if not method["config"].get(name, True):
+            del method["config"][name]
     return values | {"objective": repr(stage.objective)}
 
 
