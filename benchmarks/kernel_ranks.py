@@ -4,11 +4,13 @@
     python benchmarks/kernel_ranks.py --models dense=dense.keras,sparse=polished-0.002.keras \
         --ranks 10,20,50,10/3,4,6,4 --out benchmarks/results/kernel_ranks
 
-The first table has, for every kernel read as a matrix, its rank and how many singular values hold
-90% of the sum of their squares. With `--ranks`, the first network (sequential in its layers with
-kernels, on MNIST) is cut to these ranks without any training, in two ways, and attacked: by the
-singular values of the weights, as ALR does; and layer by layer to the principal directions of the
-outputs on attacked training images, the mean of what is cut away put into the bias.
+The first table has, for every kernel read as a matrix, and where it is cheaper so also read as
+vertical times horizontal filters, its rank, how many singular values hold 90% of the sum of their
+squares, and how many parameters so many components take. With `--ranks`, the first network
+(sequential in its layers with kernels, on MNIST) is cut to these ranks without any training, in
+three ways, and attacked: by the singular values of the weights, as ALR does; by those of separable
+kernels; and layer by layer to the principal directions of the outputs on attacked training images,
+the mean of what is cut away put into the bias.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from common import load_plain, named_files, show
 
 import tfmot_atmc as atmc
 from tfmot_atmc.files import write_json
+from tfmot_atmc.math import is_separable, kernel_matrix, matrix_kernel
 from tfmot_atmc.pipeline import standard_attacks
 
 MODELS = flags.DEFINE_list("models", None, "name=file.keras, ...", required=True)
@@ -39,38 +42,42 @@ def layers_of(model: keras.Model) -> list[keras.layers.Layer]:
     return [layer for layer in model.layers if getattr(layer, "kernel", None) is not None]
 
 
-def matrix_of(layer: keras.layers.Layer) -> np.ndarray:
+def matrix_of(layer: keras.layers.Layer, separable: bool = False) -> np.ndarray:
     kernel = keras.ops.convert_to_numpy(layer.kernel).astype(np.float64)
-    return kernel.reshape(-1, kernel.shape[-1])
+    return kernel_matrix(kernel, separable)
 
 
 def needed(name: str, model: keras.Model) -> list[dict[str, Any]]:
     """The ranks of all kernels of a model."""
     rows = []
     for layer in layers_of(model):
-        matrix = matrix_of(layer)
-        values = np.linalg.svd(matrix, compute_uv=False)
-        held = np.cumsum(values**2) / np.sum(values**2)
-        rows.append(
-            {
-                "model": name,
-                "kernel": layer.name,
-                "inputs": matrix.shape[0],
-                "outputs": matrix.shape[1],
-                "nonzeros": int(np.count_nonzero(matrix)),
-                "rank": int(np.sum(values > 1e-5 * values[0])),
-                "for 90%": int(np.searchsorted(held, 0.9)) + 1,
-            }
-        )
+        for separable in (False, True) if is_separable(layer.kernel.shape) else (False,):
+            matrix = matrix_of(layer, separable)
+            values = np.linalg.svd(matrix, compute_uv=False)
+            held = np.cumsum(values**2) / np.sum(values**2)
+            enough = int(np.searchsorted(held, 0.9)) + 1
+            rows.append(
+                {
+                    "model": name,
+                    "kernel": layer.name,
+                    "read": "separable" if separable else "whole",
+                    "rows": matrix.shape[0],
+                    "columns": matrix.shape[1],
+                    "nonzeros": int(np.count_nonzero(matrix)),
+                    "rank": int(np.sum(values > 1e-5 * values[0])),
+                    "for 90%": enough,
+                    "parameters": enough * sum(matrix.shape),
+                }
+            )
     return rows
 
 
-def by_singular_values(model: keras.Model, ranks: Sequence[int]) -> None:
+def by_singular_values(model: keras.Model, ranks: Sequence[int], separable: bool = False) -> None:
     """Cuts every kernel to its largest singular values, in place."""
     for layer, rank in zip(layers_of(model), ranks, strict=True):
-        left, values, right = np.linalg.svd(matrix_of(layer), full_matrices=False)
+        left, values, right = np.linalg.svd(matrix_of(layer, separable), full_matrices=False)
         cut = (left[:, :rank] * values[:rank]) @ right[:rank]
-        layer.kernel.assign(cut.reshape(layer.kernel.shape))
+        layer.kernel.assign(matrix_kernel(cut, layer.kernel.shape, separable))
 
 
 def by_outputs(model: keras.Model, ranks: Sequence[int], data: Any) -> None:
@@ -110,6 +117,7 @@ def cut_and_attacked(name: str, path: str, lists: list[list[int]]) -> list[dict[
     plans: list[tuple[str, Any, Any]] = [("whole", None, None)]
     for ranks in lists:
         plans.append(("singular values", by_singular_values, (ranks,)))
+        plans.append(("singular values, separable", by_singular_values, (ranks, True)))
         plans.append(("outputs", by_outputs, (ranks, data)))
     for way, cut, arguments in plans:
         model = load_plain(path)
