@@ -25,10 +25,10 @@ import tensorflow as tf
 from absl import app, flags
 from rich.console import Console
 from rich.table import Table
+from tfmot_atmc.augmentation import KeyedBatches
 
 import tfmot_atmc as atmc
-from tfmot_atmc.augmentation import KeyedBatches
-from tfmot_atmc.files import write_json
+from tfmot_atmc.utils.files import write_json
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend comes first)

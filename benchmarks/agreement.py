@@ -31,11 +31,11 @@ from absl import app, flags
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from common import load_plain  # noqa: E402
+from tfmot_atmc.interop import to_art, to_cleverhans  # noqa: E402
 
 from tfmot_atmc import datasets  # noqa: E402
 from tfmot_atmc.attacks import FGSM, PGD  # noqa: E402
-from tfmot_atmc.files import write_json  # noqa: E402
-from tfmot_atmc.interop import to_art, to_cleverhans  # noqa: E402
+from tfmot_atmc.utils.files import write_json  # noqa: E402
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("model_file", [], "Trained .keras files.")

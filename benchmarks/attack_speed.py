@@ -37,10 +37,10 @@ from rich.table import Table
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from common import load_plain  # noqa: E402
+from tfmot_atmc.interop import to_art, to_cleverhans  # noqa: E402
 
 from tfmot_atmc import attacks, datasets, models  # noqa: E402
-from tfmot_atmc.files import write_json  # noqa: E402
-from tfmot_atmc.interop import to_art, to_cleverhans  # noqa: E402
+from tfmot_atmc.utils.files import write_json  # noqa: E402
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model_file", None, "Trained .keras file of an MNIST classifier.")

@@ -30,8 +30,8 @@ from rich.console import Console
 from rich.table import Table
 
 import tfmot_atmc as atmc
-from tfmot_atmc.figures import save_figure
-from tfmot_atmc.files import write_json, written_whole
+from tfmot_atmc.utils.figures import save_figure
+from tfmot_atmc.utils.files import write_json, written_whole
 
 matplotlib.use("Agg")
 from matplotlib.figure import Figure  # noqa: E402 (the backend comes first)

@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 import tfmot_atmc as atmc
-from tfmot_atmc.files import write_json
-from tfmot_atmc.presets import defaults
+from tfmot_atmc.recipes.defaults import defaults
+from tfmot_atmc.utils.files import write_json
 
 DATASET = flags.DEFINE_string("dataset", "digits", "Name of the dataset.")
 BUDGETS = flags.DEFINE_list("budgets", ["3KB", "4KB", "6KB"], "Sizes of the file.")

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 import tfmot_atmc as atmc
-from tfmot_atmc.pipeline import load_keras
-from tfmot_atmc.training import CompressedModel
+from tfmot_atmc.compression.model import CompressedModel
+from tfmot_atmc.recipes.pipeline import load_keras
 
 
 def load_plain(path: str) -> keras.Model:

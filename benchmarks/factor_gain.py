@@ -32,10 +32,10 @@ from rich.progress import track
 
 import tfmot_atmc as atmc
 from tfmot_atmc import methods, recipes
+from tfmot_atmc.compression.model import CompressedModel
 from tfmot_atmc.constraints import CubicBudget
-from tfmot_atmc.files import write_json
-from tfmot_atmc.pipeline import standard_attacks
-from tfmot_atmc.training import CompressedModel
+from tfmot_atmc.recipes.pipeline import standard_attacks
+from tfmot_atmc.utils.files import write_json
 
 FILES = flags.DEFINE_list("model_file", None, "Trained models.", required=True)
 RATIOS = flags.DEFINE_list("ratios", ["0.05", "0.01", "0.005", "0.002", "0.001"], "k / weights.")

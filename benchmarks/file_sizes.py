@@ -27,7 +27,7 @@ from rich.table import Table
 
 import tfmot_atmc as atmc
 from tfmot_atmc.export import TFLiteModel, inspect_tflite, measure_latency, pack_archive
-from tfmot_atmc.files import write_json
+from tfmot_atmc.utils.files import write_json
 
 EPSILON = 76 / 255
 

@@ -62,7 +62,7 @@ def small_models() -> list[bytes]:
     """A few small .tflite files: dense, sparse float32 and sparse int8."""
     from ai_edge_litert import schema_py_generated as schema
 
-    from tfmot_atmc.export import flatbuffer, sparse
+    from tfmot_atmc.export.tflite import flatbuffer, sparse
 
     files = []
     for number, dtype in enumerate((np.float32, np.float32, np.int8)):
@@ -93,7 +93,8 @@ def small_models() -> list[bytes]:
 
 def small_archives() -> list[bytes]:
     """Archives of `small_models`, and the same with their graphs not compressed."""
-    from tfmot_atmc.export import archive, unpacking
+    from tfmot_atmc.export.archive import packing as archive
+    from tfmot_atmc.export.archive import unpacking
 
     files = []
     for model in small_models():
@@ -144,7 +145,9 @@ def mutant(corpus: list[bytes], rng: random.Random) -> bytes:
 
 def consumer(target: str) -> tuple[list[bytes], Callable[[bytes], Any]]:
     """The corpus of a target and what its mutants are fed to."""
-    from tfmot_atmc.export import archive, flatbuffer, report, rewrite, unpacking
+    from tfmot_atmc.export.archive import packing as archive
+    from tfmot_atmc.export.archive import unpacking
+    from tfmot_atmc.export.tflite import flatbuffer, report, rewrite
 
     def rewritten(data: bytes) -> bytes:
         model = flatbuffer.read_model(data)

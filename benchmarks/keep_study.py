@@ -21,7 +21,7 @@ import yaml
 from absl import app, flags
 from documents import DOCUMENTS, ROOT, fill, study_table
 
-from tfmot_atmc.files import write_bytes
+from tfmot_atmc.utils.files import write_bytes
 
 STUDY = flags.DEFINE_string("study", None, "Folder that `atmc study --out` wrote.")
 NAME = flags.DEFINE_string("name", None, "Name of the kept study. [the study's own]")

@@ -25,9 +25,9 @@ from absl import app, flags
 from common import load_plain, named_files, show
 
 import tfmot_atmc as atmc
-from tfmot_atmc.files import write_json
 from tfmot_atmc.math import is_separable, kernel_matrix, matrix_kernel
-from tfmot_atmc.pipeline import standard_attacks
+from tfmot_atmc.recipes.pipeline import standard_attacks
+from tfmot_atmc.utils.files import write_json
 
 MODELS = flags.DEFINE_list("models", None, "name=file.keras, ...", required=True)
 RANKS = flags.DEFINE_string("ranks", "", "Ranks of the kernels, with commas; several with '/'.")

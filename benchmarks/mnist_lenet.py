@@ -26,7 +26,7 @@ from rich.table import Table
 
 import tfmot_atmc as atmc
 from tfmot_atmc import recipes
-from tfmot_atmc.files import write_json
+from tfmot_atmc.utils.files import write_json
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend comes first)

@@ -22,8 +22,8 @@ from paper_figure import best, differences, draw
 from rich.console import Console
 from rich.table import Table
 
-from tfmot_atmc.figures import save_figure
-from tfmot_atmc.files import write_bytes, write_json
+from tfmot_atmc.utils.figures import save_figure
+from tfmot_atmc.utils.files import write_bytes, write_json
 
 RESULTS = flags.DEFINE_string("results", None, "results.json of a study.", required=True)
 LONGER = flags.DEFINE_list("longer", [], "results.json of studies of longer trainings.")

@@ -20,8 +20,8 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-from tfmot_atmc.files import write_json
 from tfmot_atmc.study.comparisons import paired_difference
+from tfmot_atmc.utils.files import write_json
 
 ROOT = Path(__file__).resolve().parent / "results"
 

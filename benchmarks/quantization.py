@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 import tfmot_atmc as atmc
-from tfmot_atmc.files import write_json
-from tfmot_atmc.quantization import WAYS, quantize_after_training, stored_kernels
+from tfmot_atmc.compression.quantization import WAYS, quantize_after_training, stored_kernels
+from tfmot_atmc.utils.files import write_json
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend comes first)

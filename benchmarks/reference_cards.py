@@ -16,7 +16,7 @@ import numpy as np
 from documents import DOCUMENTS, ROOT, fill
 
 from tfmot_atmc import references
-from tfmot_atmc.files import write_bytes
+from tfmot_atmc.utils.files import write_bytes
 
 FILES = ROOT / "tfmot_atmc" / "references" / "files"
 

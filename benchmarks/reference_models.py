@@ -34,11 +34,11 @@ from rich.markup import escape
 
 import tfmot_atmc as atmc
 from tfmot_atmc import recipes, study
-from tfmot_atmc.files import write_json, written_whole
-from tfmot_atmc.pipeline import package_versions, standard_attacks
-from tfmot_atmc.quantization import quantize_values
+from tfmot_atmc.compression.quantization import quantize_values
+from tfmot_atmc.recipes.pipeline import package_versions, standard_attacks
 from tfmot_atmc.study.jobs import Job, expand
 from tfmot_atmc.study.work import do, folder_of
+from tfmot_atmc.utils.files import write_json, written_whole
 
 EPSILON = 76 / 255
 # Stages that may become the model, and ways of `quantize_after_training` to round what was trained.

@@ -24,9 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 import tfmot_atmc as atmc
-from tfmot_atmc.export import TFLiteModel, flatbuffer, measure_latency, rewrite
-from tfmot_atmc.files import write_json
+from tfmot_atmc.export import TFLiteModel, measure_latency
+from tfmot_atmc.export.tflite import flatbuffer, rewrite
 from tfmot_atmc.slimming import compare_models
+from tfmot_atmc.utils.files import write_json
 
 EPSILON = 4 / 255
 

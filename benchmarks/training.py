@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 import tfmot_atmc as atmc
-from tfmot_atmc.files import write_json
+from tfmot_atmc.utils.files import write_json
 
 MODEL = flags.DEFINE_enum("model", "lenet", ["lenet", "resnet20"], "Which network.")
 BATCH = flags.DEFINE_integer("batch_size", 128, "Examples a step.")

@@ -23,7 +23,7 @@ from rich.table import Table
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import tfmot_atmc as atmc  # noqa: E402
-from tfmot_atmc.figures import accuracy_bars, save_figure  # noqa: E402
+from tfmot_atmc.utils.figures import accuracy_bars, save_figure  # noqa: E402
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("out", "demo", "Folder to write to.")

@@ -4,10 +4,10 @@
 import keras
 import numpy as np
 import pytest
+from tfmot_atmc.callbacks import UpdateCompression
 
 from tfmot_atmc import compress, export_tflite, strip_compression
 from tfmot_atmc.attacks import FGSM
-from tfmot_atmc.callbacks import UpdateCompression
 
 _OPTIONS = {"weights": None, "input_shape": (32, 32, 3), "classes": 10}
 _NETWORKS = {

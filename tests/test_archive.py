@@ -18,7 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tfmot_atmc import models
-from tfmot_atmc.export import archive, entropy, flatbuffer, report, sparse, unpacking
+from tfmot_atmc.export.archive import entropy, unpacking
+from tfmot_atmc.export.archive import packing as archive
+from tfmot_atmc.export.tflite import flatbuffer, report, sparse
 
 _KINDS = {
     np.float32: schema.TensorType.FLOAT32,

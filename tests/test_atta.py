@@ -7,12 +7,12 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tfmot_atmc.augmentation import KeyedBatches
+from tfmot_atmc.callbacks import KeepPerturbations
 
 from tfmot_atmc import attacks, compress, datasets
 from tfmot_atmc.attacks import ATTA, PGD, Keyed
-from tfmot_atmc.attacks.canvas import Canvas
-from tfmot_atmc.augmentation import KeyedBatches
-from tfmot_atmc.callbacks import KeepPerturbations
+from tfmot_atmc.attacks.windows import Canvas
 
 layers = keras.layers
 WEIGHTS = np.random.default_rng(0).normal(size=(48, 3)).astype("float32")

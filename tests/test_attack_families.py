@@ -9,13 +9,13 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tfmot_atmc.callbacks import UpdateCompression
+from tfmot_atmc.objectives import TradesLoss, get_objective
 
 from tfmot_atmc import attacks, compress, datasets
 from tfmot_atmc.attacks import BIM, FGSM, MIFGSM, PGD, RFGSM, TRADES, WRM, Problem
 from tfmot_atmc.attacks.outputs import cross_entropy
 from tfmot_atmc.attacks.trades import kl_divergence
-from tfmot_atmc.callbacks import UpdateCompression
-from tfmot_atmc.objectives import TradesLoss, get_objective
 
 RNG = np.random.default_rng(5)
 FIRST, SECOND = RNG.normal(size=(6, 5)), RNG.normal(size=(5, 4))

@@ -6,16 +6,16 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
-
-from tfmot_atmc import attacks, datasets, pipeline
-from tfmot_atmc.attacks import ATTA, FGSM, PGD, WRM
 from tfmot_atmc.augmentation import KeyedBatches
+from tfmot_atmc.objectives import AdversarialLoss
+
+from tfmot_atmc import attacks, datasets
+from tfmot_atmc.attacks import ATTA, FGSM, PGD, WRM
 from tfmot_atmc.constraints import CubicBudget
 from tfmot_atmc.evaluation import evaluate_robustness
 from tfmot_atmc.methods import AL0, DA
-from tfmot_atmc.objectives import AdversarialLoss
-from tfmot_atmc.recipes import Stage, run_stages
-from tfmot_atmc.settings import CompressionSettings
+from tfmot_atmc.recipes import Stage, pipeline, run_stages
+from tfmot_atmc.recipes.settings import CompressionSettings
 
 layers = keras.layers
 

@@ -15,7 +15,7 @@ from tfmot_atmc.kernels import LowRankKernel
 from tfmot_atmc.math import kernel_matrix, matrix_kernel, matrix_shape
 from tfmot_atmc.methods import ALR, AP, NAP
 from tfmot_atmc.recipes import run_stages
-from tfmot_atmc.settings import CompressionSettings
+from tfmot_atmc.recipes.settings import CompressionSettings
 
 layers = keras.layers
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -5,10 +5,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tfmot_atmc.callbacks import CompressionSummaries, UpdateCompression
 
 from tfmot_atmc import compress, datasets, strip_compression
 from tfmot_atmc.attacks import FGSM
-from tfmot_atmc.callbacks import CompressionSummaries, UpdateCompression
 from tfmot_atmc.constraints import CubicBudget
 from tfmot_atmc.methods import ATMC
 

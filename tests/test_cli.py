@@ -7,9 +7,11 @@ import keras
 import pytest
 
 import tfmot_atmc as atmc
-from tfmot_atmc import cli, pipeline, presets, recipes
+from tfmot_atmc import cli, recipes
 from tfmot_atmc.cli.command import NumberParser
-from tfmot_atmc.settings import CompressionSettings
+from tfmot_atmc.recipes import defaults as presets
+from tfmot_atmc.recipes import pipeline
+from tfmot_atmc.recipes.settings import CompressionSettings
 
 TINY = ["--limit=64", "--steps=1", "--epsilon=26/255", "--epochs=1", "--ratio=0.2"]
 STANDARD_ATTACKS = pipeline.standard_attacks

@@ -8,8 +8,9 @@ import keras
 import pytest
 
 import tfmot_atmc as atmc
-from tfmot_atmc import cli, pipeline, recipes
-from tfmot_atmc.settings import CompressionSettings
+from tfmot_atmc import cli, recipes
+from tfmot_atmc.recipes import pipeline
+from tfmot_atmc.recipes.settings import CompressionSettings
 
 TINY = ["--method=al0", "--limit=64", "--steps=1", "--epsilon=26/255", "--epochs=1"]
 

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmot_atmc import attacks, files
+from tfmot_atmc import attacks
 from tfmot_atmc.evaluation import (
     ClassResult,
     RobustnessReport,
     evaluate_robustness,
     wilson_interval,
 )
+from tfmot_atmc.utils import files
 
 # One input, class 1 above the middle: robust at radius e exactly where |x - 0.5| > e.
 X = np.array([[0.9], [0.55], [0.45], [0.62], [0.1], [0.7]], np.float32)

@@ -10,7 +10,7 @@ from keras import layers
 
 from tests.exporting import perceptron, prune, quick_export
 from tfmot_atmc import export
-from tfmot_atmc.export import flatbuffer
+from tfmot_atmc.export.tflite import flatbuffer
 
 
 def lenet():

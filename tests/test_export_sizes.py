@@ -9,8 +9,8 @@ from keras import layers
 from tests.exporting import perceptron, prune, quick_export
 from tests.test_export import lenet, operators, restored_weights
 from tfmot_atmc import export
-from tfmot_atmc.export import flatbuffer
-from tfmot_atmc.export.grids import nearest_int8_grid
+from tfmot_atmc.export.tflite import flatbuffer
+from tfmot_atmc.export.tflite.grids import nearest_int8_grid
 from tfmot_atmc.math import parse_bytes
 
 

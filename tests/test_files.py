@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tfmot_atmc import files
+from tfmot_atmc.utils import files
 
 
 def test_written_whole_replaces_the_file_and_leaves_nothing_beside_it(tmp_path):

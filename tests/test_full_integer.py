@@ -11,8 +11,9 @@ from tests.exporting import prune, quick_export
 from tests.test_export import operators
 from tfmot_atmc import datasets, export
 from tfmot_atmc.cli import main
-from tfmot_atmc.export import flatbuffer, stored_bytes
-from tfmot_atmc.export.conversion import convert, describe_inputs
+from tfmot_atmc.export import stored_bytes
+from tfmot_atmc.export.tflite import flatbuffer
+from tfmot_atmc.export.tflite.conversion import convert, describe_inputs
 
 FULL = {"values": "full_int8"}
 

@@ -8,10 +8,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tfmot_atmc.interop import to_art, to_cleverhans, to_foolbox
 
 from tfmot_atmc import compress
 from tfmot_atmc.attacks import FGSM, PGD
-from tfmot_atmc.interop import to_art, to_cleverhans, to_foolbox
 
 layers = keras.layers
 EPSILON = 0.1

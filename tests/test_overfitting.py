@@ -6,10 +6,10 @@ import warnings
 import keras
 import numpy as np
 import pytest
+from tfmot_atmc.callbacks import CatastrophicOverfitting
 
 from tfmot_atmc import compress
 from tfmot_atmc.attacks import FGSM, PGD
-from tfmot_atmc.callbacks import CatastrophicOverfitting
 
 layers = keras.layers
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from tfmot_atmc import cli, compress, quantize_after_training, strip_compression
+from tfmot_atmc.compression.quantization import WAYS, quantize_values, stored_kernels
 from tfmot_atmc.methods import ALR, AP, ATMC, DA, Method
-from tfmot_atmc.quantization import WAYS, quantize_values, stored_kernels
 
 layers = keras.layers
 FEW = np.array([0.0, 1.0, 2.0, 10.0], np.float32)

@@ -16,7 +16,7 @@ import pytest
 import tfmot_atmc
 from tfmot_atmc import references
 from tfmot_atmc.export import TFLiteModel, inspect_tflite
-from tfmot_atmc.references import loading
+from tfmot_atmc.models.references import loading
 
 ROOT = pathlib.Path(tfmot_atmc.__file__).resolve().parent.parent
 FILES = ROOT / "tfmot_atmc" / "references" / "files"

@@ -11,10 +11,10 @@ import sys
 import keras
 import numpy as np
 import pytest
+from tfmot_atmc.callbacks import UpdateCompression
 
 from tfmot_atmc import compress, datasets
 from tfmot_atmc.attacks import FGSM, PGD
-from tfmot_atmc.callbacks import UpdateCompression
 from tfmot_atmc.constraints import CubicBudget, GradientGrowth
 from tfmot_atmc.methods import AL0, DA
 from tfmot_atmc.recipes import Stage, run_stages

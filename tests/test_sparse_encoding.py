@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfmot_atmc.export.grids import exact_int8_grid
-from tfmot_atmc.export.sparse import (
+from tfmot_atmc.export.tflite.grids import exact_int8_grid
+from tfmot_atmc.export.tflite.sparse import (
     Layout,
     Level,
     LevelFormat,

@@ -18,12 +18,12 @@ from scipy import stats
 
 from tests.test_study import ROOT, described, trained
 from tfmot_atmc import cli
-from tfmot_atmc.files import write_json
 from tfmot_atmc.study import Description, StudyError, load_description, run_study, runner, workers
 from tfmot_atmc.study.comparisons import compare, paired_difference
 from tfmot_atmc.study.jobs import expand
 from tfmot_atmc.study.tables import accuracies, comparisons
 from tfmot_atmc.study.work import finished, folder_of
+from tfmot_atmc.utils.files import write_json
 
 # Most run with invented results; the last ones do real work.
 

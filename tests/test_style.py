@@ -17,47 +17,25 @@ PACKAGE = "tfmot_atmc"
 MAX_MODULE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
-# An import points down or stays on its floor. A new module at the top level needs a floor here.
+# An import points down, or stays in its package. A new package needs a floor here.
 FLOORS = {
-    "configurable": 0,
-    "files": 0,
+    "math": 0,
+    "utils": 0,
     "version": 0,
     "attacks": 1,
-    "augmentation": 1,
-    "datasets": 1,
+    "export": 1,
     "kernels": 1,
-    "losses": 1,
-    "math": 1,
     "models": 1,
-    "replicas": 1,
+    "slimming": 1,
     "constraints": 2,
+    "datasets": 2,
     "evaluation": 2,
-    "export": 2,
-    "interop": 2,
-    "methods": 2,
-    "objectives": 2,
-    "references": 2,
-    "slimming": 2,
-    "wrapping": 2,
-    "copying": 2,
-    "adversarial_callbacks": 3,
-    "budget": 3,
-    "callbacks": 3,
-    "compression": 3,
-    "descent": 3,
-    "quantization": 3,
-    "report": 3,
-    "training": 3,
-    "figures": 4,
-    "forms": 3,
-    "pipeline": 4,
-    "presets": 4,
-    "recipes": 4,
-    "stages": 4,
-    "settings": 4,
-    "study": 4,
-    "__main__": 5,
-    "cli": 5,
+    "methods": 3,
+    "compression": 4,
+    "recipes": 5,
+    "study": 6,
+    "cli": 7,
+    "__main__": 8,
 }
 # Attacks take any callable and the mathematics any tensor, so neither may know Keras.
 WITHOUT_KERAS = ("attacks", "math")
@@ -75,15 +53,9 @@ def _tree(module):
     return ast.parse(FILES[module].read_text())
 
 
-def _is_type_checking(node):
-    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-
-
 def _walk(tree, into_functions=True):
-    """Nodes that run, i.e. without those under `if TYPE_CHECKING`."""
+    """All nodes, those under `if TYPE_CHECKING` too: what is only needed for a type is needed."""
     for node in ast.iter_child_nodes(tree):
-        if _is_type_checking(node):
-            continue
         if into_functions or not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             yield node
             yield from _walk(node, into_functions)
@@ -147,7 +119,8 @@ def test_imports_point_down(module):
     assert _room(module) in FLOORS, f"{module} has no floor in FLOORS"
     for imported in _own_imports(module):
         assert imported != PACKAGE, f"{module} imports the package's front door"
-        assert FLOORS[_room(imported)] <= FLOORS[_room(module)], f"{module} imports {imported}"
+        down = FLOORS[_room(imported)] < FLOORS[_room(module)]
+        assert down or _room(imported) == _room(module), f"{module} imports {imported}"
 
 
 @everywhere

@@ -5,13 +5,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tfmot_atmc.callbacks import UpdateCompression
+from tfmot_atmc.objectives import AdversarialLoss
 
 from tfmot_atmc import compress, datasets, strip_compression
 from tfmot_atmc.attacks import FGSM, PGD
-from tfmot_atmc.callbacks import UpdateCompression
 from tfmot_atmc.constraints import CubicBudget, GradientGrowth
 from tfmot_atmc.methods import ATMC
-from tfmot_atmc.objectives import AdversarialLoss
 
 layers = keras.layers
 LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

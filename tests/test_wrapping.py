@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tfmot_atmc import compress, compression_scope, strip_compression
-from tfmot_atmc.compression import CompressedModel
+from tfmot_atmc.compression.compress import CompressedModel
 
 layers = keras.layers
 PACKAGE = "test_wrapping"

@@ -8,10 +8,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tfmot_atmc.callbacks import UpdateCompression
 
 from tfmot_atmc import compress, datasets, replicas, strip_compression
 from tfmot_atmc.attacks import ATTA, FGSM, PGD
-from tfmot_atmc.callbacks import UpdateCompression
 from tfmot_atmc.constraints import CubicBudget, GradientGrowth
 from tfmot_atmc.methods import AL0, ALR, AP, ATMC
 

@@ -12,31 +12,38 @@ The packages: `attacks`, `augmentation`, `callbacks`, `constraints`, `datasets`,
 
 from tfmot_atmc import (
     attacks,
-    augmentation,
-    callbacks,
     constraints,
     datasets,
     evaluation,
     export,
-    interop,
     kernels,
     math,
     methods,
     models,
-    objectives,
     recipes,
-    references,
-    replicas,
     slimming,
 )
-from tfmot_atmc.budget import fit_to_bytes, plan_budget
-from tfmot_atmc.compression import compress, compression_scope, strip_compression
-from tfmot_atmc.evaluation import evaluate_robustness
+from tfmot_atmc.compression import (
+    callbacks,
+    compress,
+    compression_scope,
+    deploy,
+    fit_to_bytes,
+    objectives,
+    plan_budget,
+    quantize_after_training,
+    strip_compression,
+)
+from tfmot_atmc.datasets import augmentation
+from tfmot_atmc.evaluation import evaluate_robustness, interop
 from tfmot_atmc.export import export_tflite
-from tfmot_atmc.forms import deploy
-from tfmot_atmc.quantization import quantize_after_training
+from tfmot_atmc.models import references
 from tfmot_atmc.slimming import slim_model
+from tfmot_atmc.utils import distribution as replicas
+from tfmot_atmc.utils.moved import keep_old_names
 from tfmot_atmc.version import __version__
+
+keep_old_names()
 
 __all__ = [
     "__version__",

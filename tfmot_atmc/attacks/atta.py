@@ -11,11 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_atmc.attacks.base import Attack
-from tfmot_atmc.attacks.canvas import Canvas
 from tfmot_atmc.attacks.pgd import PGD, repeat
 from tfmot_atmc.attacks.problem import Leaves, Loss, Problem, fold_in
 from tfmot_atmc.attacks.values import plain, radius
-from tfmot_atmc.files import written_whole
+from tfmot_atmc.attacks.windows import Canvas
+from tfmot_atmc.utils.files import written_whole
 
 __all__ = ["ATTA", "Keyed"]
 

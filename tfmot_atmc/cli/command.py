@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tfmot_atmc.pipeline import run_compression
-from tfmot_atmc.settings import CompressionSettings
+from tfmot_atmc.recipes.pipeline import run_compression
+from tfmot_atmc.recipes.settings import CompressionSettings
 
 __all__ = [
     "Command",

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from tfmot_atmc import models
 from tfmot_atmc.cli.command import Command, define_number, print_table, training_output
-from tfmot_atmc.pipeline import run_compression
-from tfmot_atmc.recipes import PRESETS
-from tfmot_atmc.settings import METHODS, CompressionSettings
+from tfmot_atmc.recipes.pipeline import run_compression
+from tfmot_atmc.recipes.run import PRESETS
+from tfmot_atmc.recipes.settings import METHODS, CompressionSettings
 
 __all__ = ["COMMAND"]
 

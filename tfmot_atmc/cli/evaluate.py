@@ -24,9 +24,9 @@ from tfmot_atmc.evaluation import (
     plot_examples,
     robustness_curve,
 )
-from tfmot_atmc.figures import save_figure
-from tfmot_atmc.pipeline import load_keras, make_attack, standard_attacks
-from tfmot_atmc.presets import defaults
+from tfmot_atmc.recipes.defaults import defaults
+from tfmot_atmc.recipes.pipeline import load_keras, make_attack, standard_attacks
+from tfmot_atmc.utils.figures import save_figure
 
 __all__ = ["COMMAND"]
 

@@ -10,10 +10,10 @@ from rich.console import Console
 
 from tfmot_atmc import datasets
 from tfmot_atmc.cli.command import Command, demonstration_file
+from tfmot_atmc.compression.deploy import OBJECTIVES, deploy
+from tfmot_atmc.compression.model import CompressedModel
 from tfmot_atmc.export import VALUE_MODES, export_tflite
-from tfmot_atmc.forms import OBJECTIVES, deploy
-from tfmot_atmc.pipeline import load_keras
-from tfmot_atmc.training import CompressedModel
+from tfmot_atmc.recipes.pipeline import load_keras
 
 __all__ = ["COMMAND"]
 

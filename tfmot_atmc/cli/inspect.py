@@ -12,9 +12,9 @@ from absl import flags
 from rich.console import Console
 
 from tfmot_atmc.cli.command import Command, demonstration_file, print_table
+from tfmot_atmc.compression.model import CompressedModel
 from tfmot_atmc.export import inspect_tflite
-from tfmot_atmc.pipeline import load_keras
-from tfmot_atmc.training import CompressedModel
+from tfmot_atmc.recipes.pipeline import load_keras
 
 __all__ = ["COMMAND"]
 

@@ -10,9 +10,9 @@ from absl import flags
 from rich.console import Console
 
 from tfmot_atmc.cli.command import Command, demonstration_file, print_table
-from tfmot_atmc.files import written_whole
-from tfmot_atmc.pipeline import load_keras
-from tfmot_atmc.quantization import WAYS, quantize_after_training, stored_kernels
+from tfmot_atmc.compression.quantization import WAYS, quantize_after_training, stored_kernels
+from tfmot_atmc.recipes.pipeline import load_keras
+from tfmot_atmc.utils.files import written_whole
 
 __all__ = ["COMMAND"]
 

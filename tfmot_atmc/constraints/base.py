@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmot_atmc.configurable import Configurable
+from tfmot_atmc.utils.configurable import Configurable
 
 AddWeight = Callable[..., keras.Variable]
 

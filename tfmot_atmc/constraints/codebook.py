@@ -11,9 +11,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmot_atmc import replicas
 from tfmot_atmc.constraints.base import AddWeight, Constraint, Factor, Moment
 from tfmot_atmc.math import ZeroKMeans, assign_to_codebook, optimal_zero_kmeans, zero_kmeans
+from tfmot_atmc.utils import distribution
 
 ALGORITHMS = ("admm", "shared")
 
@@ -154,7 +154,7 @@ class Codebook(Constraint):
                 continue
             theta = state.factor.read()
             found = self._cluster(theta + state.dual.value, compiled, state)
-            values, codebook = replicas.first([found.values, found.codebook])
+            values, codebook = distribution.first([found.values, found.codebook])
             state.codebook.assign(codebook)
             state.duplicate.assign(values)
             state.dual.assign_add(theta - values)
@@ -175,7 +175,7 @@ class Codebook(Constraint):
             if state.members is None:
                 continue
             value = state.factor.read()
-            values, codebook = replicas.first(self._best_clusters(value, compiled))
+            values, codebook = distribution.first(self._best_clusters(value, compiled))
             state.codebook.assign(codebook)
             edges = 0.5 * (codebook[1:] + codebook[:-1])
             flat = tf.searchsorted(edges, tf.reshape(values, (-1,)), side="left") + 1
@@ -207,7 +207,7 @@ class Codebook(Constraint):
             if state.members is not None
         ]
         # A device may add up in any order: the machines agree on one result.
-        agreed = replicas.first([means for _, means, _ in found])
+        agreed = distribution.first([means for _, means, _ in found])
         for (state, _, spread), means in zip(found, agreed, strict=True):
             state.codebook.assign(means[1:])
             shape = state.factor.variable.shape

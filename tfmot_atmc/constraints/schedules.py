@@ -8,8 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfmot_atmc.configurable import Configurable
 from tfmot_atmc.constraints.base import Moment
+from tfmot_atmc.utils.configurable import Configurable
 
 
 class BudgetSchedule(Configurable):

@@ -11,10 +11,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmot_atmc.configurable import Configurable
 from tfmot_atmc.constraints.base import AddWeight, Constraint, Factor, Moment
 from tfmot_atmc.constraints.schedules import BudgetSchedule, get_schedule
 from tfmot_atmc.math import l0_masks, project_l0
+from tfmot_atmc.utils.configurable import Configurable
 
 
 def exact_budget(ratio: float, total: int) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from tfmot_atmc import attacks as attacks_lib
 from tfmot_atmc.attacks import Attack
 from tfmot_atmc.evaluation.robustness import evaluate_robustness
-from tfmot_atmc.files import write_json
+from tfmot_atmc.utils.files import write_json
 
 __all__ = ["RobustnessCurve", "robustness_curve"]
 

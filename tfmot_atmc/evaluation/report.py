@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tfmot_atmc.files import write_json
+from tfmot_atmc.utils.files import write_json
 
 __all__ = ["AttackResult", "ClassResult", "RobustnessReport", "count_classes", "wilson_interval"]
 

@@ -16,6 +16,7 @@ import tensorflow as tf
 from tfmot_atmc import attacks as attacks_lib
 from tfmot_atmc.attacks import Attack, fold_in
 from tfmot_atmc.evaluation import checks as checks_lib
+from tfmot_atmc.evaluation.correctness import check_ball, judge
 from tfmot_atmc.evaluation.data import batches, progress
 from tfmot_atmc.evaluation.report import (
     AttackResult,
@@ -25,8 +26,7 @@ from tfmot_atmc.evaluation.report import (
     wilson_interval,
 )
 from tfmot_atmc.evaluation.targets import Target, as_target
-from tfmot_atmc.evaluation.verdicts import check_ball, judge
-from tfmot_atmc.files import write_json
+from tfmot_atmc.utils.files import write_json
 
 __all__ = ["evaluate_robustness"]
 

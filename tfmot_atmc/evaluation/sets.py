@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from tfmot_atmc import attacks as attacks_lib
 from tfmot_atmc.attacks import fold_in
+from tfmot_atmc.evaluation.correctness import check_ball, judge
 from tfmot_atmc.evaluation.data import batches
 from tfmot_atmc.evaluation.report import (
     AttackResult,
@@ -23,8 +24,7 @@ from tfmot_atmc.evaluation.report import (
     wilson_interval,
 )
 from tfmot_atmc.evaluation.targets import as_target
-from tfmot_atmc.evaluation.verdicts import check_ball, judge
-from tfmot_atmc.files import written_whole
+from tfmot_atmc.utils.files import written_whole
 
 __all__ = ["AdversarialSet"]
 

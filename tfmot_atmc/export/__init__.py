@@ -1,13 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Export of Keras models to sparse .tflite files that run in the stock interpreter."""
 
-from tfmot_atmc.export.archive import ArchiveError, ArchiveReport, pack_archive, unpack_archive
-from tfmot_atmc.export.conversion import ExportError
-from tfmot_atmc.export.estimate import graph_bytes, weight_bytes
-from tfmot_atmc.export.interpreter import TFLiteModel, measure_latency
-from tfmot_atmc.export.report import ExportReport, TensorSummary, format_tensors, inspect_tflite
-from tfmot_atmc.export.rewrite import VALUE_MODES, stored_bytes
-from tfmot_atmc.export.tflite import TooLargeError, export_tflite
+from tfmot_atmc.export.archive.packing import (
+    ArchiveError,
+    ArchiveReport,
+    pack_archive,
+    unpack_archive,
+)
+from tfmot_atmc.export.tflite.conversion import ExportError
+from tfmot_atmc.export.tflite.estimate import graph_bytes, weight_bytes
+from tfmot_atmc.export.tflite.export import TooLargeError, export_tflite
+from tfmot_atmc.export.tflite.interpreter import TFLiteModel, measure_latency
+from tfmot_atmc.export.tflite.report import (
+    ExportReport,
+    TensorSummary,
+    format_tensors,
+    inspect_tflite,
+)
+from tfmot_atmc.export.tflite.rewrite import VALUE_MODES, stored_bytes
 
 __all__ = [
     "VALUE_MODES",

@@ -5,13 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tfmot_atmc.constraints import (
-    Codebook,
-    Constraint,
-    GradientGrowth,
-    get_schedule,
-    sparsity,
-)
+from tfmot_atmc.constraints import Codebook, Constraint, GradientGrowth, get_schedule, sparsity
 from tfmot_atmc.kernels import FactorizedKernel, Kernel, PlainKernel
 from tfmot_atmc.methods.base import Method
 

@@ -8,9 +8,9 @@ from typing import Any
 import keras
 
 from tfmot_atmc.attacks import Attack
-from tfmot_atmc.configurable import Configurable
 from tfmot_atmc.constraints import Constraint
 from tfmot_atmc.kernels import Kernel, PlainKernel
+from tfmot_atmc.utils.configurable import Configurable
 
 _METHODS: dict[str, type[Method]] = {}
 

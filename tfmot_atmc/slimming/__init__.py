@@ -3,8 +3,8 @@
 
 from tfmot_atmc.slimming.analysis import is_graph, kept_channels
 from tfmot_atmc.slimming.factoring import can_factor, factor_layers
+from tfmot_atmc.slimming.removal import slim_model
 from tfmot_atmc.slimming.report import LayerCost, SlimmingReport, compare_models, layer_costs
-from tfmot_atmc.slimming.surgery import slim_model
 from tfmot_atmc.slimming.trimming import ChannelInfluence, measure_influence, trim_channels
 
 __all__ = [

@@ -13,8 +13,8 @@ import numpy as np
 from tfmot_atmc.slimming.analysis import Walk, is_graph
 from tfmot_atmc.slimming.channels import Weighted
 from tfmot_atmc.slimming.factoring import FIRST
+from tfmot_atmc.slimming.removal import slim_model
 from tfmot_atmc.slimming.rules import is_elementwise
-from tfmot_atmc.slimming.surgery import slim_model
 
 _BATCH = 128
 

@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 
 from tfmot_atmc import attacks, models
-from tfmot_atmc.objectives import AdversarialLoss
-from tfmot_atmc.presets import defaults
-from tfmot_atmc.quantization import WAYS
-from tfmot_atmc.recipes import PRESETS
+from tfmot_atmc.compression.objectives import AdversarialLoss
+from tfmot_atmc.compression.quantization import WAYS
+from tfmot_atmc.recipes.defaults import defaults
+from tfmot_atmc.recipes.run import PRESETS
 from tfmot_atmc.study.entries import (
     AttackEntry,
     MethodEntry,

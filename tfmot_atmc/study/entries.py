@@ -12,9 +12,9 @@ from typing import Any
 
 from tfmot_atmc import attacks
 from tfmot_atmc.attacks import Attack
-from tfmot_atmc.presets import defaults
-from tfmot_atmc.settings import METHODS
-from tfmot_atmc.stages import check_optimizer
+from tfmot_atmc.recipes.defaults import defaults
+from tfmot_atmc.recipes.settings import METHODS
+from tfmot_atmc.recipes.stages import check_optimizer
 
 __all__ = [
     "AttackEntry",

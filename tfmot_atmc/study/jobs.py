@@ -12,10 +12,10 @@ from typing import Any
 import keras
 
 from tfmot_atmc import attacks, methods, recipes
+from tfmot_atmc.compression.objectives import AdversarialLoss
 from tfmot_atmc.constraints import ConstantBudget, CubicBudget
-from tfmot_atmc.objectives import AdversarialLoss
-from tfmot_atmc.presets import defaults
-from tfmot_atmc.recipes import Stage
+from tfmot_atmc.recipes.defaults import defaults
+from tfmot_atmc.recipes.run import Stage
 from tfmot_atmc.study.description import Description
 from tfmot_atmc.study.entries import AttackEntry, MethodEntry
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
-from tfmot_atmc.files import write_bytes
 from tfmot_atmc.study.plots import groups
 from tfmot_atmc.study.progress import duration
 from tfmot_atmc.study.results import COLUMNS
+from tfmot_atmc.utils.files import write_bytes
 
 __all__ = ["write_page"]
 

@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from tfmot_atmc.figures import save_figure
 from tfmot_atmc.study.results import CLEAN
+from tfmot_atmc.utils.figures import save_figure
 
 __all__ = ["accuracy_figure", "groups", "tradeoff_figure", "write_figures"]
 

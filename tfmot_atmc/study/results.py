@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from tfmot_atmc.files import write_bytes, write_json
 from tfmot_atmc.study.comparisons import GROUP, compare, pairs_of
 from tfmot_atmc.study.description import Description
 from tfmot_atmc.study.jobs import Job, variant
 from tfmot_atmc.study.work import finished, folder_of
+from tfmot_atmc.utils.files import write_bytes, write_json
 
 __all__ = ["CLEAN", "COLUMNS", "collect", "summarize", "write_results"]
 

@@ -13,7 +13,6 @@ from typing import Any
 import tensorflow as tf
 from rich.console import Console
 
-from tfmot_atmc.files import write_bytes, write_json
 from tfmot_atmc.study.comparisons import check_pairs
 from tfmot_atmc.study.description import Description
 from tfmot_atmc.study.earlier import rows_of, without
@@ -25,6 +24,7 @@ from tfmot_atmc.study.results import collect, write_results
 from tfmot_atmc.study.tables import write_tables
 from tfmot_atmc.study.work import finished, folder_of
 from tfmot_atmc.study.workers import Outcome, Task, Workers, attempt, exclusive
+from tfmot_atmc.utils.files import write_bytes, write_json
 
 __all__ = ["StudyError", "run_study"]
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tfmot_atmc.files import write_bytes
 from tfmot_atmc.study.plots import groups
 from tfmot_atmc.study.results import CLEAN
+from tfmot_atmc.utils.files import write_bytes
 
 __all__ = ["accuracies", "comparisons", "write_tables"]
 

@@ -14,15 +14,15 @@ from typing import Any
 import keras
 
 from tfmot_atmc import attacks, datasets, models
-from tfmot_atmc.compression import strip_compression
-from tfmot_atmc.datasets import Dataset
+from tfmot_atmc.compression.compress import strip_compression
+from tfmot_atmc.compression.model import CompressedModel
+from tfmot_atmc.compression.quantization import quantize_after_training
+from tfmot_atmc.datasets.loading import Dataset
 from tfmot_atmc.evaluation import evaluate_robustness
-from tfmot_atmc.files import write_json
-from tfmot_atmc.pipeline import load_keras, package_versions
-from tfmot_atmc.quantization import quantize_after_training
-from tfmot_atmc.recipes import run_stages
+from tfmot_atmc.recipes.pipeline import load_keras, package_versions
+from tfmot_atmc.recipes.run import run_stages
 from tfmot_atmc.study.jobs import Job
-from tfmot_atmc.training import CompressedModel
+from tfmot_atmc.utils.files import write_json
 
 __all__ = ["do", "finished", "folder_of"]
 

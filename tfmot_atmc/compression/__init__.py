@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compression in training: a Keras model goes in, is trained, and comes out small."""
+
+from tfmot_atmc.compression.budget import BudgetPlan, FittedModel, fit_to_bytes, plan_budget
+from tfmot_atmc.compression.compress import compress, compression_scope, strip_compression
+from tfmot_atmc.compression.deploy import Deployment, FormChoice, deploy
+from tfmot_atmc.compression.model import CompressedModel
+from tfmot_atmc.compression.quantization import quantize_after_training
+from tfmot_atmc.compression.report import CompressionReport, FactorReport
+
+__all__ = [
+    "BudgetPlan",
+    "CompressedModel",
+    "CompressionReport",
+    "Deployment",
+    "FactorReport",
+    "FittedModel",
+    "FormChoice",
+    "compress",
+    "compression_scope",
+    "deploy",
+    "fit_to_bytes",
+    "plan_budget",
+    "quantize_after_training",
+    "strip_compression",
+]

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`compress` and `strip_compression`: into training, and out of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+
+from tfmot_atmc.compression.budget import plan_budget
+from tfmot_atmc.compression.cloning import classes_of, copy_model, rebuild_model
+from tfmot_atmc.compression.model import CompressedModel
+from tfmot_atmc.compression.wrapping import find_slots, flat_layers, plain_classes
+
+_MARK = "_tfmot_atmc_selected"
+Layers = Sequence[str] | Callable[[keras.layers.Layer], bool] | None
+
+
+def compress(
+    to_compress: Any,
+    method: Any = "atmc",
+    *,
+    attack: Any = None,
+    validation_attack: Any = None,
+    objective: Any = "adversarial",
+    attack_warmup: int = 0,
+    layers: Layers = None,
+    seed: int = 0,
+    in_place: bool = False,
+    max_bytes: int | str | None = None,
+    **method_arguments: Any,
+) -> Any:
+    """Wraps a Keras model so that `fit` compresses it under adversarial training.
+
+    The model given is left as it is: the result is a new model that starts from its weights. It
+    must be compiled anew. Given a layer, or a list of layers, they are only marked: a model built
+    with marked layers and then passed to `compress` has just those layers compressed.
+
+    Args:
+        to_compress: a built `keras.Model`, a `tf_keras` model (converted on the way in, TFMOT's
+            wrappers stripped), a layer or a list of layers. A compressed model goes on under the
+            new method, from its factors where the new kernels have the same ones.
+        method: a `Method`, or the name of one, such as `"atmc"`.
+        attack: None for clean training, or an `Attack` used in training.
+        validation_attack: the attack used by `evaluate` and validation; None for `attack`, or for
+            PGD-10 on its ball where that is ATTA.
+        objective: `"adversarial"` (the paper's), `"half"` clean and half adversarial, or an
+            `Objective`.
+        attack_warmup: optimizer steps over which perturbations grow linearly to their full size.
+        layers: None for all compressible layers, a list of layer names, or a function from a
+            layer to whether it should be compressed.
+        seed: seed of the attacks' randomness.
+        in_place: replace the kernels of the model itself and do not copy it first.
+        max_bytes: instead of a `ratio`, the size of the .tflite file that the trained model shall
+            have, in bytes or as text such as `"24KB"`; the ratio is found by `plan_budget`, and
+            `bits` is 8 where the method has codebooks. Export with `fit_to_bytes`, which holds to
+            the size.
+        **method_arguments: arguments for a `method` given by name, such as `ratio` and `bits`.
+
+    Returns:
+        A `CompressedModel`; for a layer or list, the same layer or list, marked.
+
+    Raises:
+        ValueError: if the model is not built, has no compressible layer or cannot be copied, an
+            argument is out of range, or no file of the model can be as small as `max_bytes`.
+        TypeError: if `to_compress` is none of the above.
+
+    Example:
+
+    >>> import keras, tfmot_atmc as atmc
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    >>> small = atmc.compress(model, "atmc", ratio=0.25, bits=4)
+    >>> small.compression_report().dense_parameters
+    32
+    """
+    from tfmot_atmc import methods  # named here so that `method` may be a plain string
+
+    if isinstance(to_compress, (list, tuple)):
+        return type(to_compress)(
+            layer if _is_weightless(layer) else _mark(layer) for layer in to_compress
+        )
+    if _comes_from(to_compress, "tf_keras"):
+        to_compress, in_place = _from_tf_keras(to_compress), True
+    if isinstance(to_compress, keras.layers.Layer) and not isinstance(to_compress, keras.Model):
+        return _mark(to_compress)
+    if not isinstance(to_compress, keras.Model):
+        raise TypeError(
+            "`to_compress` must be a keras.Model, a tf_keras model, a layer or a list of layers. "
+            f"Received an object of type {type(to_compress)}."
+        )
+    factors = None
+    if isinstance(to_compress, CompressedModel):
+        factors = {
+            factor.name: keras.ops.convert_to_numpy(factor.variable)
+            for kernel in to_compress.kernels
+            for factor in kernel.factors
+        }
+        to_compress, in_place = strip_compression(to_compress), True
+    if max_bytes is not None:
+        method_arguments = _within(to_compress, max_bytes, method, method_arguments)
+    selected = _selected_indices(to_compress, layers)
+    model = to_compress if in_place else copy_model(to_compress)
+    compressed = CompressedModel(
+        model,
+        methods.get(method, **method_arguments),
+        attack=attack,
+        validation_attack=validation_attack,
+        objective=objective,
+        attack_warmup=attack_warmup,
+        seed=seed,
+        selected=selected,
+    )
+    if factors is not None:
+        compressed.continue_from(factors)
+    return compressed
+
+
+def _within(
+    model: keras.Model, max_bytes: int | str, method: Any, arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """The arguments of a method with which a model's file is predicted to fit."""
+    if not isinstance(method, str) or {"ratio", "k", "schedule"} & set(arguments):
+        raise ValueError(
+            "`max_bytes` finds the ratio by itself: name the method, such as 'atmc', and give no "
+            f"`ratio`, `k` or `schedule`. Received {method!r} with {sorted(arguments)}."
+        )
+    bits = {"bits": 8} if method == "atmc" else {}
+    return {**bits, **arguments, "ratio": plan_budget(model, max_bytes).ratio}
+
+
+def strip_compression(model: Any) -> Any:
+    """Returns the plain Keras model behind a compressed one.
+
+    Layer names are the original ones, and all constraints hold exactly in the factors, even when
+    training was interrupted; each kernel is composed from them.
+
+    Args:
+        model: a `CompressedModel`; a layer or list of layers that `compress` marked.
+
+    Returns:
+        A plain Keras model with the outputs of the compressed one; for a layer or list, the same,
+        without its mark.
+
+    Raises:
+        ValueError: if the model is not a compressed one.
+    """
+    if isinstance(model, (list, tuple)):
+        return type(model)(strip_compression(layer) for layer in model)
+    if not isinstance(model, CompressedModel):
+        if isinstance(model, keras.layers.Layer) and _MARK in model.__dict__:
+            del model.__dict__[_MARK]
+            return model
+        raise ValueError(
+            "strip_compression() takes a model returned by compress(). "
+            f"Received an object of type {type(model)}."
+        )
+    values = model.finalized_factors()
+    kernels, extras, position = {}, set(), 0
+    for kernel in model.kernels:
+        mine = dict(zip(kernel.variables, values[position:], strict=False))
+        position += len(kernel.variables)
+        kernels[id(kernel.variables[kernel.kernel.main])] = kernel.compose(mine).numpy()
+        main = kernel.kernel.main
+        extras |= {id(v) for part, v in kernel.variables.items() if part != main}
+    weights = [
+        kernels[id(w)] if id(w) in kernels else keras.ops.convert_to_numpy(w)
+        for w in model.model.weights
+        if id(w) not in extras
+    ]
+    with plain_classes(model.kernels):
+        config = keras.saving.serialize_keras_object(model.model)
+        classes = classes_of(model.model)
+    return rebuild_model(config, weights, classes, model.name)
+
+
+@contextlib.contextmanager
+def compression_scope() -> Iterator[None]:
+    """Does nothing: every class is registered, so models load without a custom scope.
+
+    Kept for those used to `tfmot.sparsity.keras.prune_scope`.
+    """
+    yield
+
+
+def _is_weightless(layer: Any) -> bool:
+    return isinstance(layer, keras.layers.Layer) and layer.built and not layer.variables
+
+
+def _mark(layer: Any) -> Any:
+    if not isinstance(layer, keras.layers.Layer):
+        raise TypeError(f"Expected a Keras layer. Received an object of type {type(layer)}.")
+    if layer.built and isinstance(find_slots(layer), str):
+        raise ValueError(f"Layer '{layer.name}' cannot be compressed: {find_slots(layer)}.")
+    layer.__dict__[_MARK] = True
+    return layer
+
+
+def _selected_indices(model: keras.Model, layers: Layers) -> list[int] | None:
+    flat = flat_layers(model)
+    marked = [i for i, layer in enumerate(flat) if _MARK in layer.__dict__]
+    if layers is None:
+        return marked or None
+    if callable(layers):
+        return [i for i, layer in enumerate(flat) if layers(layer)]
+    unknown = sorted(set(layers) - {layer.name for layer in flat})
+    if unknown:
+        raise ValueError(
+            f"No layer is named {unknown}. Layers with weights are "
+            f"{[layer.name for layer in flat if layer.weights]}."
+        )
+    return [i for i, layer in enumerate(flat) if layer.name in set(layers)]
+
+
+def _comes_from(model: Any, package: str) -> bool:
+    return any(cls.__module__.split(".")[0] == package for cls in type(model).__mro__)
+
+
+def _from_tf_keras(model: Any) -> keras.Model:
+    """Converts a tf_keras model through the file format that both can read."""
+    if any(hasattr(layer, "pruning_vars") for layer in getattr(model, "layers", [])):
+        from tensorflow_model_optimization.python.core.sparsity.keras.prune import strip_pruning
+
+        model = strip_pruning(model)
+    if not model.built:
+        raise ValueError(f"The tf_keras model '{model.name}' is not built. Build it first.")
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "model.h5")
+        model.save(path, include_optimizer=False)
+        try:
+            return keras.saving.load_model(path, compile=False)
+        except Exception as error:
+            raise ValueError(
+                f"The tf_keras model '{model.name}' cannot be read by Keras 3. Rebuild it with "
+                "`import keras`, set its weights, and pass that model."
+            ) from error

@@ -1,0 +1,400 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model that trains adversarially under constraints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfmot_atmc import attacks, methods
+from tfmot_atmc.compression.labels import (
+    attack_target,
+    bounds_message,
+    check_loss,
+    choose_monitor_modes,
+    correct_predictions,
+    part_of_the_way,
+    reported_metrics,
+    within_bounds,
+)
+from tfmot_atmc.compression.objectives import get_objective
+from tfmot_atmc.compression.report import CompressionReport, compression_report
+from tfmot_atmc.compression.step import check_distributed, descend
+from tfmot_atmc.compression.wrapping import (
+    composed_kernels,
+    layer_state,
+    place_randomness,
+    plain_classes,
+    wrap_kernels,
+)
+from tfmot_atmc.constraints.base import Moment
+from tfmot_atmc.utils import distribution
+
+
+@keras.saving.register_keras_serializable(package="tfmot_atmc")
+class CompressedModel(keras.Model):
+    """A Keras model whose kernels are composed, constrained and adversarially trained.
+
+    Made by `tfmot_atmc.compress`; behaves like any Keras model: `compile`, `fit`, `evaluate`,
+    `predict`, `save`, callbacks, `tf.data` and arrays. One train step attacks the batch, takes an
+    optimizer step on the objective, and projects the kernels onto their constraints.
+
+    `evaluate` and validation report the compiled metrics on clean inputs, and `robust_loss` and,
+    for classifiers, `robust_accuracy` on inputs attacked by `validation_attack`. Like `predict`
+    they look at the model with its final budget, so the best checkpoint is the best to strip.
+
+    Args:
+        model: a built Keras model, which is changed in place: its kernels are replaced.
+        method: a `Method`.
+        attack: None for clean training, or an `Attack` for training.
+        validation_attack: the attack for evaluation; None for `attack`, or for what measures it
+            where that is another (`Attack.for_validation`).
+        objective: an `Objective`, `"adversarial"` or `"half"`.
+        attack_warmup: optimizer steps over which perturbations grow linearly to their full size.
+        seed: seed of the attacks' randomness.
+        selected: indices of the layers (in the model's flat order) to compress; None for all.
+
+    Raises:
+        ValueError: if no layer can be compressed, or the method trains on clean inputs only and an
+            attack is given.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        method: Any,
+        *,
+        attack: Any = None,
+        validation_attack: Any = None,
+        objective: Any = "adversarial",
+        attack_warmup: int = 0,
+        seed: int = 0,
+        selected: Sequence[int] | None = None,
+        name: str | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(name=name or model.name, **kwargs)
+        self.model = model
+        self.method = methods.get(method)
+        self.attack: attacks.Attack | None = None if attack is None else attacks.get(attack)
+        self.method.check_attack(self.attack)
+        self.validation_attack: attacks.Attack | None
+        if validation_attack is not None:
+            self.validation_attack = attacks.get(validation_attack)
+        else:
+            self.validation_attack = self.attack and self.attack.for_validation()
+        self.objective = get_objective(objective)
+        self.attack_warmup = int(attack_warmup)
+        self.seed = int(seed)
+        self.selected = None if selected is None else sorted(int(i) for i in selected)
+        kernels, decisions = wrap_kernels(
+            model, self.method.kernel_for, lambda i, _: self.selected is None or i in self.selected
+        )
+        if not kernels:
+            reasons = "; ".join(f"{d.layer}: {d.reason}" for d in decisions) or "no weights"
+            raise ValueError(
+                f"Model '{model.name}' has no compressible layer ({reasons}). Compressible are "
+                "Dense, Conv1D, Conv2D, depthwise convolutions, and layers with "
+                "get_compressible_weights()."
+            )
+        # Kept out of Keras's attribute tracking: the layers and variables are tracked already.
+        self.__dict__["_kernels"] = tuple(kernels)
+        self.__dict__["_decisions"] = tuple(decisions)
+        self._build_state()
+        self.built = True
+
+    def _build_state(self) -> None:
+        def state(**arguments: Any) -> keras.Variable:
+            arguments.setdefault("dtype", "float32")
+            return self.add_weight(trainable=False, **arguments)
+
+        self._step = state(name="step", shape=(), dtype="int32", initializer="zeros")
+        self._horizon = state(name="horizon", shape=(), dtype="int32", initializer="zeros")
+        self._diverged = state(name="diverged", shape=(), dtype="bool", initializer="zeros")
+        constraints = self.method.constraints()
+        for constraint in constraints:
+            constraint.build(self._factors(), self.dense_size, state)
+        self.__dict__["_constraints"] = tuple(constraints)
+        if self.validation_attack is not None or self.attack is not None:
+            self._robust_loss = keras.metrics.Mean(name="robust_loss")
+            self._robust_accuracy = keras.metrics.Mean(name="robust_accuracy")
+
+    # --- what it consists of ------------------------------------------------------------------
+
+    @property
+    def kernels(self) -> tuple:
+        """The wrapped kernels, a tuple of `WrappedKernel`."""
+        return self._kernels
+
+    @property
+    def constraints(self) -> tuple:
+        """The constraints, in the order in which they project."""
+        return self._constraints
+
+    @property
+    def dense_size(self) -> int:
+        """Number of parameters of the dense kernels that are compressed."""
+        return sum(int(np.prod(kernel.shape)) for kernel in self.kernels)
+
+    @property
+    def bits(self) -> int:
+        """Bits of the codebooks; 32 when there are none."""
+        return min((getattr(c, "bits", 32) for c in self.constraints), default=32)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken so far."""
+        return int(self._step.numpy())
+
+    @property
+    def horizon(self) -> int:
+        """Planned number of optimizer steps; 0 when unknown."""
+        return int(self._horizon.numpy())
+
+    @property
+    def diverged(self) -> bool:
+        """Whether an update was left out because the loss or its gradient was not finite."""
+        return bool(self._diverged.numpy())
+
+    def plan(self, steps: int) -> None:
+        """Sets the planned number of optimizer steps, to which schedules refer."""
+        self._horizon.assign(steps)
+
+    def continue_from(self, factors: dict[str, np.ndarray]) -> None:
+        """Takes over values of the same kernels' factors that can meet all constraints."""
+        shapes = {factor.name: tuple(factor.variable.shape) for factor in self._factors()}
+        if shapes != {name: value.shape for name, value in factors.items()}:
+            return
+        values = [factors[name] for name in shapes]
+        if any(c.holds_from_the_start and c.violation(values) for c in self.constraints):
+            return  # such as a lower rank: the start made from the kernels has it
+        for factor, value in zip(self._factors(), values, strict=True):
+            factor.variable.assign(value)
+
+    def _factors(self) -> list:
+        return [factor for kernel in self.kernels for factor in kernel.factors]
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        return self.model(inputs, training=training)
+
+    def summary(self, *args: Any, **kwargs: Any) -> None:
+        """Prints the summary of the wrapped model."""
+        self.model.summary(*args, **kwargs)
+
+    def compression_report(self) -> CompressionReport:
+        """Returns what was touched, what was left alone and why, and where the nonzeros sit."""
+        return compression_report(self.kernels, self._decisions, self.bits)
+
+    # --- constraints --------------------------------------------------------------------------
+
+    def finalized_factors(self) -> list[np.ndarray]:
+        """Returns feasible factor values: all constraints hold at once, exactly."""
+        values = [keras.ops.convert_to_numpy(f.variable) for f in self._factors()]
+        # Sparsity before values: the codebook keeps zeros, and nonzeros nonzero.
+        for constraint in reversed(self.constraints):
+            values = constraint.finalized(values)
+        for constraint in self.constraints:
+            violated = constraint.violation(values)
+            if violated:
+                raise ValueError(f"{type(constraint).__name__} does not hold: {violated}.")
+        return values
+
+    def finalize(self) -> None:
+        """Makes the constraints hold exactly, now, in the model's own variables."""
+        values = self.finalized_factors()
+        for factor, value in zip(self._factors(), values, strict=True):
+            factor.variable.assign(value)
+        for constraint in self.constraints:
+            constraint.adopt(values)
+
+    def apply_constraints(self, gradients: Sequence[tf.Tensor] | None = None) -> None:
+        """Projects the factors; the last line of a custom training loop's step.
+
+        Args:
+            gradients: one for every factor, needed for growth by gradient only; under a strategy,
+                reduced over the distribution.
+        """
+        distribution.together(self._project, gradients)
+
+    def _project(self, gradients: Sequence[tf.Tensor] | None) -> None:
+        given = None if gradients is None else [distribution.one(g) for g in gradients]
+        moment = self._moment()
+        for constraint in self.constraints:
+            constraint.project(moment, given)
+        for constraint in self.constraints:
+            constraint.after_projection(moment)
+        self._step.assign_add(1)
+
+    def _moment(self) -> Moment:
+        compiled = bool(getattr(self, "jit_compile", False))
+        return Moment(self._step.value, self._horizon.value, compiled)
+
+    def _deployed(self) -> list[tf.Tensor]:
+        values = [factor.read() for factor in self._factors()]
+        for constraint in reversed(self.constraints):
+            values = constraint.deploy(values, bool(getattr(self, "jit_compile", False)))
+        return values
+
+    # --- Keras's steps ------------------------------------------------------------------------
+
+    def _attacked(self, attack: attacks.Attack, x: Any, y: Any, salt: int) -> Any:
+        step = distribution.own_step(tf.cast(self._step, tf.int64))
+        stream = tf.stack([tf.constant(self.seed + salt, tf.int64), step])
+        attack, target = attack_target(
+            attack, lambda inputs: self.model(inputs, training=False), self.loss
+        )
+        return attack.inputs(attack(target, x, y, seed=stream))
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        check_distributed(self.optimizer, self.attack)
+        raw = x if self.attack is None else within_bounds(self.attack, x)
+        x = raw if self.attack is None else self.attack.inputs(raw, training=True)
+
+        def loss_of(targets: Any, outputs: Any) -> tf.Tensor:
+            check_loss(self.loss, outputs)
+            loss = self.compute_loss(x, targets, outputs, sample_weight, training=True)
+            return distribution.undivided(loss)
+
+        share, before = distribution.share_of_batch(x), layer_state(self.model)
+        place_randomness(self.model, distribution.own_step(tf.convert_to_tensor(self._step.value)))
+        with tf.GradientTape() as tape:
+            with composed_kernels(self.kernels):
+                x_adversarial = x
+                if self.attack is not None:
+                    with tape.stop_recording():
+                        x_adversarial = self._warmed(x, self._attacked(self.attack, raw, y, salt=0))
+                result = self.objective(
+                    lambda inputs: self.model(inputs, training=True), loss_of, x, x_adversarial, y
+                )
+                clean = result.clean_outputs
+                if clean is None:
+                    with tape.stop_recording():
+                        clean = self.model(x, training=False)
+            moment = self._moment()
+            penalties = [constraint.penalty(moment) for constraint in self.constraints]
+            total = tf.add_n([result.loss, *[p for p in penalties if p is not None]])
+            scaled = self.optimizer.scale_loss(total)
+        gradients = tape.gradient(scaled, self.trainable_variables)
+        total = descend(self, gradients, total, before, share)
+        robust: set[str] = set()
+        if self.attack is not None and result.adversarial_outputs is not None:
+            robust_loss = loss_of(y, result.adversarial_outputs)
+            robust = self._update_robust(y, result.adversarial_outputs, robust_loss, share)
+        self._loss_tracker.update_state(total)
+        return self._reported(self.compute_metrics(x, y, clean, sample_weight), robust)
+
+    def _reported(self, results: dict[str, Any], robust: set[str]) -> dict[str, Any]:
+        return distribution.reported(reported_metrics(results, robust))
+
+    def _warmed(self, x: Any, x_adversarial: Any) -> Any:
+        if not self.attack_warmup:
+            return x_adversarial
+        share = tf.minimum(1.0, tf.cast(self._step + 1, tf.float32) / self.attack_warmup)
+        return part_of_the_way(x, x_adversarial, share)
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x, attack = x if self.attack is None else self.attack.inputs(x), self.validation_attack
+        x = x if attack is None else within_bounds(attack, x)
+        with composed_kernels(self.kernels, self._deployed()):
+            outputs = self.model(x, training=False)
+            check_loss(self.loss, outputs)
+            loss = self._loss_in_test(x, y, outputs, sample_weight)
+            share, reported = distribution.share_of_batch(x), set[str]()
+            if attack is not None:
+                attacked = self._attacked(attack, x, y, salt=1)
+                robust = self.model(attacked, training=False)
+                robust_loss = self._loss_in_test(x, y, robust, sample_weight)
+                reported = self._update_robust(y, robust, robust_loss, share)
+        self._loss_tracker.update_state(loss, share)
+        return self._reported(self.compute_metrics(x, y, outputs, sample_weight), reported)
+
+    def _loss_in_test(self, x: Any, y: Any, outputs: Any, sample_weight: Any) -> tf.Tensor:
+        loss = self.compute_loss(x, y, outputs, sample_weight, training=False)
+        return distribution.undivided(loss)
+
+    def predict_step(self, data: Any) -> Any:
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        with composed_kernels(self.kernels, self._deployed()):
+            return self.model(x, training=False)
+
+    def _update_robust(self, y: Any, outputs: Any, loss: tf.Tensor, share: Any) -> set[str]:
+        """Updates the robust metrics; returns the names of those that make sense here."""
+        self._robust_loss.update_state(loss, share)
+        correct = correct_predictions(self.loss, y, outputs)
+        if correct is None:
+            return {"robust_loss"}
+        self._robust_accuracy.update_state(correct)
+        return {"robust_loss", "robust_accuracy"}
+
+    # --- fit and saving -----------------------------------------------------------------------
+
+    def fit(self, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
+        """Trains, as `keras.Model.fit`.
+
+        Raises:
+            ValueError: if a schedule refers to the planned steps and no `UpdateCompression`
+                callback is there to plan them; or if inputs lie outside the attack's bounds.
+        """
+        inside = getattr(callbacks, "callbacks", callbacks) or []
+        inside = inside if isinstance(inside, (list, tuple)) else [inside]
+        choose_monitor_modes(inside)
+        plans = any(getattr(callback, "plans_compression", False) for callback in inside)
+        if not plans and not self.horizon and any(c.needs_horizon for c in self.constraints):
+            raise ValueError(
+                "A schedule of this model is given as a fraction of the planned steps. Add "
+                "`callbacks=[tfmot_atmc.callbacks.UpdateCompression()]` to fit(), or give the "
+                "schedule in steps."
+            )
+        return self._guarded(super().fit, *args, callbacks=callbacks, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates on clean and attacked inputs, as `keras.Model.evaluate`."""
+        return self._guarded(super().evaluate, *args, **kwargs)
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        # Keras itself cannot look at a batch that is spread over workers, or unevenly.
+        strategy = self.distribute_strategy
+        if iterator is not None and strategy.num_replicas_in_sync > 1:
+            iterator, data_batch = None, distribution.own_batch(strategy, iterator)
+        super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
+
+    def _guarded(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except tf.errors.InvalidArgumentError as error:
+            message = bounds_message(error)
+            if message is None:
+                raise
+            raise ValueError(message) from error
+
+    def get_config(self) -> dict[str, Any]:
+        with plain_classes(self.kernels):
+            model = keras.saving.serialize_keras_object(self.model)
+        return {
+            "name": self.name,
+            "model": model,
+            "method": keras.saving.serialize_keras_object(self.method),
+            "attack": None if self.attack is None else attacks.serialize(self.attack),
+            "validation_attack": None
+            if self.validation_attack is None
+            else attacks.serialize(self.validation_attack),
+            "objective": keras.saving.serialize_keras_object(self.objective),
+            "attack_warmup": self.attack_warmup,
+            "seed": self.seed,
+            "selected": self.selected,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> CompressedModel:
+        """Rebuilds the model; its weights are loaded afterwards."""
+        config = dict(config)
+        config["model"] = keras.saving.deserialize_keras_object(
+            config["model"], custom_objects=custom_objects
+        )
+        return cls(**config)

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What compression did to each layer, as a table people can read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfmot_atmc.compression.wrapping import LayerDecision, WrappedKernel
+from tfmot_atmc.math import paper_bits
+
+
+@dataclass(frozen=True)
+class FactorReport:
+    """Nonzeros and values of one factor.
+
+    Attributes:
+        name: the factor's name, such as `"dense/kernel:V"`.
+        part: `"U"`, `"V"`, `"C"` or `"W"`.
+        shape: its shape.
+        nonzeros: number of nonzero entries.
+        distinct: number of distinct nonzero values.
+        paper_bits: size in bits by the paper's metric; positions are not counted.
+    """
+
+    name: str
+    part: str
+    shape: tuple[int, ...]
+    nonzeros: int
+    distinct: int
+    paper_bits: int
+
+
+@dataclass(frozen=True)
+class CompressionReport:
+    """What was compressed, what was left alone and why.
+
+    Attributes:
+        layers: one `LayerDecision` for every layer with weights.
+        factors: one `FactorReport` for every factor.
+        dense_parameters: parameters of the dense kernels that are compressed.
+    """
+
+    layers: tuple[LayerDecision, ...]
+    factors: tuple[FactorReport, ...]
+    dense_parameters: int
+
+    @property
+    def nonzeros(self) -> int:
+        """Nonzeros over all factors."""
+        return sum(factor.nonzeros for factor in self.factors)
+
+    @property
+    def max_distinct(self) -> int:
+        """The largest number of distinct nonzero values in one factor."""
+        return max((factor.distinct for factor in self.factors), default=0)
+
+    @property
+    def paper_bits(self) -> int:
+        """Size in bits by the paper's metric, over all factors."""
+        return sum(factor.paper_bits for factor in self.factors)
+
+    @property
+    def paper_ratio(self) -> float:
+        """Paper-metric size as a ratio of the dense kernels at 32 bits."""
+        return self.paper_bits / (32 * max(self.dense_parameters, 1))
+
+    def parts(self) -> dict[str, int]:
+        """Returns the number of nonzeros in each kind of factor, such as U, V and C."""
+        totals: dict[str, int] = {}
+        for factor in self.factors:
+            totals[factor.part] = totals.get(factor.part, 0) + factor.nonzeros
+        return totals
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain Python values, ready for JSON."""
+        return {
+            "layers": [asdict(layer) for layer in self.layers],
+            "factors": [asdict(factor) for factor in self.factors],
+            "dense_parameters": self.dense_parameters,
+            "nonzeros": self.nonzeros,
+            "nonzeros_by_part": self.parts(),
+            "max_distinct": self.max_distinct,
+            "paper_bits": self.paper_bits,
+            "paper_ratio": self.paper_ratio,
+        }
+
+    def __str__(self) -> str:
+        rows = [("layer", "type", "what", "parameters", "nonzeros", "values", "why")]
+        for layer in self.layers:
+            mine = [f for f in self.factors if f.name.rsplit("/", 1)[0] == layer.layer]
+            rows.append(
+                (
+                    layer.layer,
+                    layer.type,
+                    layer.action,
+                    f"{layer.parameters:,}",
+                    " ".join(f"{f.part}:{f.nonzeros:,}" for f in mine),
+                    " ".join(f"{f.part}:{f.distinct:,}" for f in mine),
+                    layer.reason,
+                )
+            )
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+        lines.append(
+            f"total: {self.dense_parameters:,} dense parameters, {self.nonzeros:,} nonzeros, "
+            f"{self.paper_bits:,} bits (ratio {self.paper_ratio:.5f})"
+        )
+        return "\n".join(lines)
+
+
+def compression_report(
+    kernels: Sequence[WrappedKernel],
+    decisions: Sequence[LayerDecision],
+    bits: int = 32,
+) -> CompressionReport:
+    """Returns the report for wrapped kernels as their variables are now.
+
+    Args:
+        kernels: the wrapped kernels of a model.
+        decisions: what was decided for each layer.
+        bits: b of the codebooks; 32 for none.
+    """
+    factors = []
+    for kernel in kernels:
+        for factor in kernel.factors:
+            value = keras.ops.convert_to_numpy(factor.variable)
+            nonzero = value[value != 0]
+            distinct = int(np.unique(nonzero).size)
+            factors.append(
+                FactorReport(
+                    factor.name,
+                    factor.part,
+                    tuple(value.shape),
+                    int(nonzero.size),
+                    distinct,
+                    paper_bits(int(nonzero.size), distinct, bits),
+                )
+            )
+    dense = sum(int(np.prod(kernel.shape)) for kernel in kernels)
+    return CompressionReport(tuple(decisions), tuple(factors), dense)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The second half of a train step: from gradients to projected factors, on all replicas alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfmot_atmc.attacks import ATTA
+from tfmot_atmc.utils import distribution
+
+__all__ = ["check_distributed", "descend"]
+
+
+def check_distributed(optimizer: Any, attack: Any) -> None:
+    """Refuses what cannot be trained on several distribution.
+
+    Args:
+        optimizer: the compiled optimizer.
+        attack: the attack of training, or None.
+
+    Raises:
+        ValueError: for ATTA, whose store of perturbations is one, and for what
+            `distribution.check_optimizer` refuses.
+    """
+    distribution.check_optimizer(optimizer)
+    if distribution.count() > 1 and isinstance(attack, ATTA):
+        raise ValueError(
+            "ATTA keeps one store of perturbations and trains on one device only. With several "
+            "replicas use PGD or FGSM."
+        )
+
+
+def descend(
+    model: keras.Model,
+    gradients: Sequence[Any],
+    loss: tf.Tensor,
+    before: Sequence[tuple[keras.Variable, tf.Tensor]],
+    share: tf.Tensor | None = None,
+) -> tf.Tensor:
+    """Takes the optimizer step and projects; leaves a non-finite update out.
+
+    With several replicas the gradients, the loss and the layers' state are averaged first; whether
+    the update is sound is decided for all of them, and step and projection are taken once.
+
+    Args:
+        model: the compressed model, compiled (a `CompressedModel`).
+        gradients: one for every trainable variable, or None; of the scaled loss.
+        loss: scalar, the loss of this replica's examples.
+        before: the layers' state before the forward pass.
+        share: this replica's share of the examples; None with one replica.
+
+    Returns:
+        The loss of all examples.
+    """
+    optimizer, variables = model.optimizer, model.trainable_variables
+    states = distribution.averaged_states(before, share)
+    *gradients, loss = distribution.averaged([*gradients, loss], share)
+    finite = tf.math.is_finite(tf.linalg.global_norm(gradients))
+    # An optimizer that scales the loss leaves overflowing gradients out, and goes on.
+    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    good = tf.math.is_finite(loss) if scales else finite & tf.math.is_finite(loss)
+    for (variable, value), state in zip(before, states, strict=True):
+        variable.assign(tf.where(good, state, value))
+    if not optimizer.built:
+        with tf.init_scope():
+            optimizer.build(variables)
+
+    def update(gradients: Sequence[Any], good: Any, finite: Any) -> None:
+        _update(model, gradients, distribution.one(good), distribution.one(finite), scales)
+
+    distribution.together(update, gradients, good, finite)
+    return loss
+
+
+def _update(
+    model: keras.Model,
+    gradients: Sequence[Any],
+    good: tf.Tensor,
+    finite: tf.Tensor,
+    scales: bool,
+) -> None:
+    """Moves and projects the variables, once for all replicas of this worker."""
+    variables = model.trainable_variables
+    model._diverged.assign(model._diverged.value | ~good)
+
+    def apply() -> tf.Tensor:
+        distribution.apply_gradients(model.optimizer, gradients, variables)
+        return tf.constant(True)
+
+    apply() if scales else tf.cond(good, apply, lambda: tf.constant(False))
+    mine = [distribution.one(gradient) for gradient in gradients]
+    safe = [None if g is None else tf.where(finite, g, tf.zeros_like(g)) for g in mine]
+    by_id = {id(v): g for v, g in zip(variables, safe, strict=True)}
+    wanted = [by_id.get(id(factor.variable)) for factor in model._factors()]
+    with tf.control_dependencies([good]):  # no step is counted where the inputs were refused
+        model.apply_constraints(None if any(g is None for g in wanted) else wanted)

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data to train on and to test with: loaded by name, split, batched and augmented."""
+
+from tfmot_atmc.datasets.augmentation import KeyedBatches
+from tfmot_atmc.datasets.loading import PADDING, Dataset, EpochBatches, load
+
+__all__ = ["PADDING", "Dataset", "EpochBatches", "KeyedBatches", "load"]

@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exports Keras models to sparse .tflite files, and runs what was written before it is kept."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfmot_atmc.export.tflite import cleaning, flatbuffer, interpreter, rewrite
+from tfmot_atmc.export.tflite.conversion import (
+    ExportError,
+    InputSpec,
+    convert,
+    describe_inputs,
+    predict,
+)
+from tfmot_atmc.export.tflite.report import ExportReport, summarise_tensors
+from tfmot_atmc.math.sizes import parse_bytes
+from tfmot_atmc.slimming import compare_models, is_graph, slim_model
+from tfmot_atmc.utils.files import written_whole
+
+_SUFFIX = ".tflite"
+_TOLERANCES = {"auto": 1e-5, "float32": 1e-5, "int8": 0.1, rewrite.FULL_INT8: 0.25}
+# Eight bits of activations move outputs, but must not move decisions.
+_INTEGER_AGREEMENT = 0.9
+_MOST_COMPARED = 256
+_GENERATED_EXAMPLES = 16
+# The interpreter without delegates is several times slower, and runs the same file.
+_EXAMPLES_WITHOUT_DELEGATES = 32
+
+
+class TooLargeError(ExportError):
+    """The file is larger than it may be."""
+
+
+def export_tflite(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    *,
+    inputs: Any = None,
+    sparse: bool = True,
+    slim: bool | None = None,
+    min_sparsity: float = 0.5,
+    values: str = "auto",
+    representative: Any = None,
+    batch_size: int | None = 1,
+    tolerance: float | None = None,
+    min_agreement: float | None = None,
+    max_bytes: int | str | None = None,
+    measure_latency: bool = True,
+    overwrite: bool = True,
+) -> ExportReport:
+    """Writes a Keras model as a .tflite file whose sparse weights are stored sparsely.
+
+    Channels whose removal changes nothing are removed first (`slim_model`). The other weights stay
+    float32, bit for bit as the converter computes them (it folds batch normalisation into
+    convolutions), unless `values="int8"` allows rounding. A kernel whose values are integers in
+    [-127, 127] times one float32 scale is stored as int8, which restores the same bits. A dense
+    layer of more than 256 inputs becomes a convolution where that makes its indices smaller.
+
+    With `values="full_int8"` the file computes in integers: int8 weights of one scale each, int8
+    activations, int32 biases, and float32 only at the inputs and outputs. Weights of convolutions
+    are stored sparsely as they are, and those of dense layers where the layer can become a
+    convolution: inputs of rank 2, a static batch, a kernel that no other layer shares. An
+    operator without an int8 version, such as a sine, keeps float32; recurrent layers are refused.
+
+    The file needs builtin operators only. It is run in the stock interpreter, with and without
+    delegates, and compared with Keras before it takes its name: when that fails, nothing is written
+    and what was at `path` before stays.
+
+    Args:
+        model: A built Keras model of any kind. Mixed precision is exported as float32.
+        path: File to write; its name ends in `.tflite`.
+        inputs: Examples to compare on: an array, or a nest or dictionary of arrays as the model
+            takes them. By default the first 256 of `representative`, or 16 examples: uniform in
+            [0, 1) for floating inputs, 0 or 1 for integer inputs. Pass real data where that is not
+            in the range of the model.
+        sparse: Whether to store sparse weights sparsely.
+        slim: Whether to remove channels that change nothing; None does it where the graph of the
+            model is known.
+        min_sparsity: Least fraction of zeros, in [0, 1], from which sparse storage is considered.
+            It is used only where it is smaller.
+        values: `"auto"` stores int8 where it is exact; `"float32"` never does; `"int8"` also rounds
+            weights and biases to 8 bits, each tensor by its best scale, where that saves bytes;
+            `"full_int8"` computes in integers too, and needs `representative`.
+        representative: Examples like `inputs`, some hundred of the training data: the ranges of
+            their activations become the scales of a `"full_int8"` file.
+        batch_size: Static batch size of the file, or None for a dynamic one.
+        tolerance: Largest difference from Keras to accept, relative to the largest output; by
+            default 1e-5, 0.1 with `values="int8"` and 0.25 with `"full_int8"`, where the report
+            gives the difference.
+        min_agreement: Least share of the examples, in [0, 1], whose largest output is that of
+            Keras; by default 0.9 with `values="full_int8"` and 0 otherwise.
+        max_bytes: Largest file to accept, in bytes or as text such as `"24KB"` (1 KB is 1,024
+            bytes); None for any size.
+        measure_latency: Whether to time the file against the dense one (a fraction of a second for
+            small models).
+        overwrite: Whether an existing file may be replaced.
+
+    Returns:
+        An `ExportReport`; print it for a table.
+
+    Raises:
+        TypeError: If `model` is not a Keras model.
+        ValueError: If an argument is out of range, or the model is not built or still wrapped for
+            compression, or cannot be slimmed though `slim` is True, or `representative` is missing,
+            not needed, not finite or of another shape.
+        FileExistsError: If the file exists and `overwrite` is False.
+        ExportError: If the converter rejects the model, or the file does not run, does not match
+            Keras or is not smaller than the dense one.
+        TooLargeError: If the file is larger than `max_bytes`; an `ExportError`.
+
+    Example:
+        >>> report = export_tflite(model, "classifier.tflite", inputs=x_test)  # doctest: +SKIP
+        >>> print(report)  # doctest: +SKIP
+    """
+    target = _check_path(path, overwrite)
+    _check_model(model)
+    _check_options(min_sparsity, values, batch_size, tolerance, min_agreement)
+    _check_calibration(values, representative)
+    limit = None if max_bytes is None else parse_bytes(max_bytes)
+    spec = describe_inputs(model, representative if inputs is None else inputs, batch_size)
+    samples = None if representative is None else _samples(spec, representative)
+    arrays = _examples(spec, inputs, samples)
+    expected = predict(model, spec, arrays)
+    dense = convert(model, spec, samples)
+    slimmed = slim_model(model) if slim or (slim is None and is_graph(model)) else model
+    slimming = compare_models(model, slimmed) if slimmed is not model else None
+    changed = slimming is not None and slimming.parameters[0] != slimming.parameters[1]
+    source = convert(slimmed, spec, samples) if changed else dense
+    data, names = _rewrite(source, min_sparsity if sparse else None, values)
+    with written_whole(target) as temporary:
+        temporary.write_bytes(data)
+        gate = _gate(temporary, arrays, expected, tolerance or _TOLERANCES[values])
+        _check_agreement(gate["label_agreement"], values, min_agreement)
+        latency = _latency(temporary, dense, arrays, batch_size) if measure_latency else {}
+        report = ExportReport(
+            path=str(target),
+            bytes=temporary.stat().st_size,
+            dense_bytes=len(dense),
+            gzip_bytes=_gzip_size(data),
+            dense_gzip_bytes=_gzip_size(dense),
+            tensors=tuple(t for t in summarise_tensors(data, names) if len(t.shape) > 1),
+            examples=len(arrays[0]),
+            slimming=slimming if changed else None,
+            **gate,
+            **latency,
+        )
+        if report.num_sparse and report.bytes >= report.dense_bytes:
+            raise ExportError(
+                f"The sparse file needs {report.bytes} bytes, the dense one {report.dense_bytes}; "
+                "pass sparse=False."
+            )
+        if limit is not None and report.bytes > limit:
+            raise TooLargeError(
+                f"The file needs {report.bytes:,} bytes, `max_bytes` allows {limit:,}; compress "
+                'the model further, or pass values="int8".'
+            )
+    return report
+
+
+def _check_path(path: str | os.PathLike[str], overwrite: bool) -> Path:
+    target = Path(path)
+    if target.suffix != _SUFFIX:
+        raise ValueError(f"The file name must end in {_SUFFIX}, got {target.name!r}.")
+    if not target.parent.is_dir():
+        raise ValueError(f"The directory {str(target.parent)!r} does not exist; create it first.")
+    if target.is_dir():
+        raise ValueError(f"{str(target)!r} is a directory; give the name of a file.")
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{str(target)!r} exists; pass overwrite=True to replace it.")
+    return target
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"`model` must be a keras.Model, got {type(model).__name__}.")
+    if hasattr(model, "compression_report"):
+        raise ValueError(
+            f"The model {model.name!r} is wrapped for compression; call "
+            "`strip_compression(model)` first and export what it returns."
+        )
+    if not model.built:
+        raise ValueError(
+            f"The model {model.name!r} is not built; give it an Input, or call it on a batch."
+        )
+
+
+def _check_options(
+    min_sparsity: float,
+    values: str,
+    batch_size: int | None,
+    tolerance: float | None,
+    min_agreement: float | None,
+) -> None:
+    if not 0.0 <= min_sparsity <= 1.0:
+        raise ValueError(f"`min_sparsity` must be in [0, 1], got {min_sparsity}.")
+    if values not in rewrite.VALUE_MODES:
+        raise ValueError(f"`values` must be one of {rewrite.VALUE_MODES}, got {values!r}.")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"`batch_size` must be positive or None, got {batch_size}.")
+    if tolerance is not None and not tolerance > 0.0:
+        raise ValueError(f"`tolerance` must be positive, got {tolerance}.")
+    if min_agreement is not None and not 0.0 <= min_agreement <= 1.0:
+        raise ValueError(f"`min_agreement` must be in [0, 1], got {min_agreement}.")
+
+
+def _check_calibration(values: str, representative: Any) -> None:
+    if values == rewrite.FULL_INT8 and representative is None:
+        raise ValueError(
+            f"values={values!r} computes in 8 bits and must know the range of every activation; "
+            "pass `representative`, an array (or a nest of arrays, as the model takes them) of "
+            "some hundred training examples, such as representative=x_train[:300]."
+        )
+    if values != rewrite.FULL_INT8 and representative is not None:
+        raise ValueError(
+            f"`representative` is for values={rewrite.FULL_INT8!r}, got values={values!r}."
+        )
+
+
+def _samples(spec: InputSpec, representative: Any) -> list[np.ndarray]:
+    samples = spec.flatten(representative, "representative")
+    for name, array in zip(spec.names, samples, strict=True):
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            raise ValueError(f"`representative` for {name!r} holds values that are not finite.")
+    return samples
+
+
+def _examples(
+    spec: InputSpec, inputs: Any, samples: Sequence[np.ndarray] | None
+) -> list[np.ndarray]:
+    """Returns what to compare on."""
+    if inputs is not None:
+        return spec.flatten(inputs)
+    if samples is not None:
+        return [array[:_MOST_COMPARED] for array in samples]
+    return _generate(spec)
+
+
+def _generate(spec: InputSpec) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    arrays = []
+    for name, shape, dtype in zip(spec.names, spec.shapes, spec.dtypes, strict=True):
+        full = (_GENERATED_EXAMPLES, *(size or 1 for size in shape[1:]))
+        if dtype == "float32":
+            arrays.append(rng.random(full, np.float32))
+        elif dtype == "bool" or np.issubdtype(np.dtype(dtype), np.integer):
+            arrays.append(rng.integers(0, 2, full).astype(dtype))
+        else:
+            raise ValueError(
+                f"Examples of dtype {dtype} for input {name!r} cannot be generated; pass `inputs`."
+            )
+    return arrays
+
+
+def _rewrite(
+    dense: bytes, min_sparsity: float | None, values: str
+) -> tuple[bytes, dict[tuple[int, int], str]]:
+    """Returns the file's content, and the names that its weights had."""
+    model = flatbuffer.read_model(dense)
+    names = rewrite.weight_names(model)
+    if min_sparsity is not None:
+        rewrite.sparsify_weights(model, min_sparsity=min_sparsity, values=values)
+    numbers = cleaning.clean_model(model)
+    kept = {(key[0], numbers[key]): name for key, name in names.items() if key in numbers}
+    return flatbuffer.pack_model(model), kept
+
+
+def _gate(
+    path: Path, arrays: Sequence[np.ndarray], expected: Sequence[np.ndarray], tolerance: float
+) -> dict[str, Any]:
+    """Runs the file with and without delegates; raises `ExportError` if it is not the model."""
+    if not all(np.isfinite(output).all() for output in expected):
+        raise ExportError("The Keras model returns values that are not finite on these inputs.")
+    few = min(len(arrays[0]), _EXAMPLES_WITHOUT_DELEGATES)
+    try:
+        default = interpreter.TFLiteModel(path)
+        outputs = default(*arrays)
+        plain = interpreter.TFLiteModel(path, delegates=False)(*(array[:few] for array in arrays))
+    except ValueError as error:
+        raise ExportError(f"The exported file does not run: {error}") from error
+    difference = _difference(outputs, expected)
+    without = _difference(plain, [output[:few] for output in expected])
+    for what, measured in (("", difference), (" without delegates", without)):
+        # Written so that NaN fails too.
+        if not measured <= tolerance:
+            raise ExportError(
+                f"The exported file{what} differs from Keras by {measured:.3g} of the largest "
+                f"output, tolerance {tolerance:.3g}."
+            )
+    return {
+        "max_difference": difference,
+        "max_difference_without_delegates": without,
+        "label_agreement": _label_agreement(outputs, expected),
+        "delegated_partitions": default.num_delegated_partitions,
+    }
+
+
+def _difference(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
+    worst = 0.0
+    for output, reference in zip(outputs, expected, strict=True):
+        if output.shape != reference.shape:
+            raise ExportError(f"The file returns shape {output.shape}, Keras {reference.shape}.")
+        reference = reference.astype(np.float64)
+        largest = float(np.abs(reference).max(initial=0.0))
+        difference = float(np.abs(output - reference).max(initial=0.0))
+        worst = float(np.maximum(worst, difference / (largest or 1.0)))  # NaN propagates
+    return worst
+
+
+def _label_agreement(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float | None:
+    shares = [
+        float(np.mean(output.argmax(-1) == reference.argmax(-1)))
+        for output, reference in zip(outputs, expected, strict=True)
+        if reference.ndim > 1 and reference.shape[-1] > 1
+    ]
+    return min(shares) if shares else None
+
+
+def _check_agreement(agreement: float | None, values: str, min_agreement: float | None) -> None:
+    floor = min_agreement
+    if floor is None:
+        floor = _INTEGER_AGREEMENT if values == rewrite.FULL_INT8 else 0.0
+    if agreement is not None and agreement < floor:
+        raise ExportError(
+            f"The exported file gives the label of Keras for {agreement:.1%} of the examples, at "
+            f"least {floor:.1%} is asked for; pass other `representative` data, a lower "
+            '`min_agreement`, or values="int8".'
+        )
+
+
+def _latency(
+    path: Path, dense: bytes, arrays: Sequence[np.ndarray], batch_size: int | None
+) -> dict[str, Any]:
+    rows = np.arange(batch_size or 1) % len(arrays[0])
+    batch = [array[rows] for array in arrays]
+    measured = interpreter.measure_latency({"file": path, "dense": dense}, batch)
+    return {"latency_ms": measured["file"], "dense_latency_ms": measured["dense"]}
+
+
+def _gzip_size(data: bytes) -> int:
+    return len(gzip.compress(data, mtime=0))

@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole way from a model's name or file to a checked .tflite file and its figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfmot_atmc import attacks, datasets, models, recipes
+from tfmot_atmc.attacks import Attack
+from tfmot_atmc.compression.budget import BudgetPlan, FittedModel, fit_to_bytes, plan_budget
+from tfmot_atmc.compression.compress import strip_compression
+from tfmot_atmc.compression.deploy import deploy
+from tfmot_atmc.compression.model import CompressedModel
+from tfmot_atmc.datasets.loading import Dataset
+from tfmot_atmc.evaluation import evaluate_robustness
+from tfmot_atmc.export import export_tflite
+from tfmot_atmc.recipes.defaults import defaults
+from tfmot_atmc.recipes.settings import CompressionSettings
+from tfmot_atmc.utils.figures import results_figure, save_figure
+from tfmot_atmc.utils.files import write_json
+from tfmot_atmc.version import __version__
+
+__all__ = [
+    "EpochLines",
+    "load_keras",
+    "make_attack",
+    "package_versions",
+    "run_compression",
+    "standard_attacks",
+]
+
+_PARITY_EXAMPLES = 256
+_PACKAGES = ("tensorflow", "keras", "numpy", "ai-edge-litert")
+
+
+def run_compression(
+    settings: CompressionSettings,
+    *,
+    verbose: int = 0,
+    log: Callable[[str], None] | None = None,
+    command: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Trains, compresses, strips, evaluates and exports; interrupted, it goes on when called again.
+
+    Writes into `settings.out`: `<stage>.keras` and `<stage>.json` for each stage, `final.keras`
+    (plain Keras, the twin of `model.tflite`), `model.tflite`, `dense.tflite`, `results.json` and
+    `results.png`.
+
+    With `settings.max_bytes` the ratio is planned before training, and `model.tflite` is held to
+    that size: its values have 8 bits, and its least influential channels go where they must. Then
+    `"compressed"` in the results is the model with them, and `"tflite"` the file without.
+
+    Args:
+        settings: what to do.
+        verbose: as in `keras.Model.fit`; also whether evaluation shows its progress.
+        log: called with lines on the progress; None for silence.
+        command: the command line, for the record.
+
+    Returns:
+        What `results.json` holds.
+
+    Raises:
+        ValueError: for settings that do not fit, also those of an older run in the same folder; if
+            no file of the model can be as small as `max_bytes`.
+        FileNotFoundError: if `model` names a file that is not there.
+        FloatingPointError: if training diverges.
+        ExportError: if the .tflite file cannot be made, or is not the model.
+
+    Example:
+
+    >>> results = run_compression(CompressionSettings(out="digits"))  # doctest: +SKIP
+    >>> results["bytes"]["tflite"]  # doctest: +SKIP
+    """
+    settings = settings.resolved()
+    say = log or (lambda line: None)
+    start, data = _start(settings)
+    training_attack = _training_attack(settings)
+    plan = _plan(settings, start, say)
+    planned = settings if plan is None else dataclasses.replace(settings, ratio=plan.ratio)
+    out = Path(str(settings.out))
+    out.mkdir(parents=True, exist_ok=True)
+    trained, seconds = _train(planned, start, data, training_attack, verbose, say)
+    final = strip_compression(trained) if isinstance(trained, CompressedModel) else trained
+    dense = start
+    if settings.dense_epochs:
+        dense = strip_compression(load_keras(out / "dense.keras"))
+    path = out / "model.tflite"
+    say("Exporting")
+    parity = data.x_test[:_PARITY_EXAMPLES]
+    dense_file = export_tflite(
+        dense, out / "dense.tflite", inputs=parity, sparse=False, measure_latency=False
+    )
+    if plan is None:
+        fitted = FittedModel(final, export_tflite(final, path, inputs=parity), {}, {})
+    else:
+        fitted = _fit(settings, trained, data, path, say)
+    twin, file = fitted.model, fitted.report
+    _save(twin, out / "final.keras")
+    compressed = final if fitted.channels else twin
+    evaluation = _evaluate(settings, data, (dense, compressed, twin), path, verbose, say)
+    report = trained.compression_report()
+    results = {
+        "settings": dataclasses.asdict(settings),
+        "command": list(command),
+        "versions": package_versions(),
+        "seconds": seconds,
+        "training_attack": attacks.serialize(training_attack),
+        "evaluation": evaluation,
+        "compression": report.to_dict(),
+        "bytes": {
+            "dense_kernels": 4 * report.dense_parameters,
+            "paper": -(-report.paper_bits // 8),
+            "dense_tflite": dense_file.bytes,
+            "tflite": file.bytes,
+        },
+        "budget": None if plan is None else _budget(plan, fitted),
+        "export": file.to_dict(),
+    }
+    write_json(out / "results.json", results)
+    save_figure(results_figure(results), out / "results.png")
+    return json.loads((out / "results.json").read_text())
+
+
+def make_attack(name: str, epsilon: Any, steps: int | None = None, **arguments: Any) -> Attack:
+    """Returns an attack by name; `epsilon` and `steps` are for those that have them.
+
+    Args:
+        name: as in `tfmot_atmc.attacks.get`.
+        epsilon: radius in input units.
+        steps: number of steps, or None for the attack's own.
+        **arguments: further arguments of the attack.
+
+    Raises:
+        ValueError: the name is unknown, or is that of ATTA without the data it is to train on.
+
+    Example:
+
+    >>> make_attack("fgsm", 0.1, steps=7).epsilon.tolist()
+    0.1
+    >>> make_attack("wrm", 0.1, steps=3)
+    WRM(bounds=(0.0, 1.0), seed=0, loss=None, gamma=1.3, steps=3)
+    """
+    kind = attacks.class_of(name)
+    if kind.takes("epsilon"):
+        arguments["epsilon"] = epsilon
+    if issubclass(kind, attacks.ATTA) and "num_examples" not in arguments:
+        raise ValueError(
+            "ATTA carries perturbations through the training on one set of data and is no attack "
+            "for tests. Give `num_examples` and `image_shape`, or another attack, such as 'pgd'."
+        )
+    attack = kind(**arguments)
+    if steps is None or "steps" not in attack.get_config():
+        return attack
+    return kind.from_config(attack.get_config() | {"steps": steps})
+
+
+def standard_attacks(epsilon: float) -> dict[str, Attack]:
+    """Returns the attacks every result is given for: the papers' PGD-16, and a longer PGD-40.
+
+    Args:
+        epsilon: radius in input units, for pixels in [0, 1].
+    """
+    return {
+        "PGD-16": attacks.PGD(epsilon=epsilon, steps=16, rule="kurakin"),
+        "PGD-40": attacks.PGD(epsilon=epsilon, steps=40, step_size=epsilon / 6),
+    }
+
+
+def load_keras(path: str | Path) -> keras.Model:
+    """Loads a `.keras` file, compressed or plain, without its optimizer.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        ValueError: if it is not a Keras model.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no file {str(path)!r}.")
+    if Path(path).suffix != ".keras":
+        raise ValueError(f"Expected a .keras file. Received {str(path)!r}.")
+    return keras.saving.load_model(path, compile=False)
+
+
+class EpochLines(keras.callbacks.Callback):
+    """Logs one line for every epoch, for where a progress bar cannot be shown.
+
+    Args:
+        log: called with each line.
+    """
+
+    def __init__(self, log: Callable[[str], None]):
+        super().__init__()
+        self._log = log
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Logs the epoch's metrics."""
+        values = " ".join(f"{name} {float(value):.4f}" for name, value in (logs or {}).items())
+        self._log(f"  epoch {epoch + 1}/{self.params['epochs']}: {values}")
+
+
+def _start(settings: CompressionSettings) -> tuple[keras.Model, Dataset]:
+    name = str(settings.model)
+    if name not in models.names() and not Path(name).is_file():
+        raise FileNotFoundError(
+            f"{name!r} is neither a .keras file nor one of {', '.join(models.names())}."
+        )
+    loaded = load_keras(name) if name not in models.names() else None
+    data = datasets.load(
+        settings.dataset,
+        validation_fraction=defaults(settings.dataset).validation_fraction,
+        data_dir=settings.data_dir,
+        limit=settings.limit,
+    )
+    if loaded is None:
+        arguments = {"input_shape": data.input_shape, "num_classes": data.num_classes}
+        return models.get(name, seed=settings.seed, **arguments), data
+    if isinstance(loaded, CompressedModel):
+        loaded = strip_compression(loaded)
+    if tuple(loaded.input_shape[1:]) != data.input_shape:
+        raise ValueError(
+            f"{name} takes inputs of shape {tuple(loaded.input_shape[1:])}, but those of "
+            f"{settings.dataset!r} have shape {data.input_shape}."
+        )
+    return loaded, data
+
+
+def _plan(
+    settings: CompressionSettings, start: keras.Model, say: Callable[[str], None]
+) -> BudgetPlan | None:
+    if settings.max_bytes is None:
+        return None
+    plan = plan_budget(start, settings.max_bytes)
+    say(
+        f"Planned for at most {plan.max_bytes:,} bytes: a ratio of {plan.ratio:.4f}, predicted to "
+        f"give {plan.predicted_bytes:,} (the smallest possible file: {plan.smallest_bytes:,})"
+    )
+    return plan
+
+
+def _fit(
+    settings: CompressionSettings,
+    trained: CompressedModel,
+    data: Dataset,
+    path: Path,
+    say: Callable[[str], None],
+) -> FittedModel:
+    """Exports within the size; what matters is measured on training images, attacked ones too."""
+    deployed = deploy(trained, optimize="size", values="int8").model
+    attack = standard_attacks(float(settings.epsilon or 0))["PGD-16"]
+    x, y = data.x_train[:_PARITY_EXAMPLES], data.y_train[:_PARITY_EXAMPLES]
+    attacked = attack(deployed, tf.constant(x), tf.constant(y)).numpy()
+    fitted = fit_to_bytes(deployed, path, settings.max_bytes or 0, np.concatenate([x, attacked]))
+    gone = ", ".join(f"{count} of {name}" for name, count in fitted.removed.items())
+    say(
+        f"{path.name}: {fitted.report.bytes:,} bytes, "
+        + (f"after the channels of least influence were removed: {gone}" if gone else "as trained")
+    )
+    return fitted
+
+
+def _budget(plan: BudgetPlan, fitted: FittedModel) -> dict[str, Any]:
+    return {
+        **dataclasses.asdict(plan),
+        "bytes": fitted.report.bytes,
+        "channels_kept": fitted.channels,
+        "channels_removed": fitted.removed,
+    }
+
+
+def _training_attack(settings: CompressionSettings) -> Attack:
+    if settings.attack.lower() == "atta":  # `run_stages` knows the data it carries them through
+        return attacks.ATTA(epsilon=settings.epsilon, steps=settings.steps or 1)
+    return make_attack(settings.attack, settings.epsilon, settings.steps)
+
+
+def _train(
+    settings: CompressionSettings,
+    start: keras.Model,
+    data: Dataset,
+    attack: Attack,
+    verbose: int,
+    say: Callable[[str], None],
+) -> tuple[Any, dict[str, float]]:
+    """Runs the stages one by one, to know what each of them took, interruptions included."""
+    out, stages = Path(str(settings.out)), settings.stages()
+    clock = out / "seconds.json"
+    seconds: dict[str, float] = json.loads(clock.read_text()) if clock.exists() else {}
+    trained: Any = start
+    for number, stage in enumerate(stages):
+        done = (out / f"{stage.name}.json").exists()
+        say(f"Stage {stage.name}: " + ("done before" if done else f"{stage.epochs} epochs"))
+        begin = time.monotonic()
+        try:
+            trained = recipes.run_stages(
+                start,
+                stages[: number + 1],
+                data,
+                attack=attack,
+                out_dir=out,
+                objective=settings.objective,
+                augment=defaults(settings.dataset).augment,
+                seed=settings.seed,
+                verbose=verbose,
+                extra_callbacks=[] if verbose else [EpochLines(say)],
+            )
+        finally:
+            if not done:
+                seconds[stage.name] = seconds.get(stage.name, 0.0) + time.monotonic() - begin
+                write_json(clock, seconds)
+    return trained, seconds
+
+
+def _save(model: keras.Model, path: Path) -> None:
+    partial = path.with_name(f"partial.{path.name}")
+    model.save(partial)
+    partial.replace(path)
+
+
+def _evaluate(
+    settings: CompressionSettings,
+    data: Dataset,
+    targets: tuple[keras.Model, keras.Model, keras.Model],
+    path: Path,
+    verbose: int,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Attacks the dense and the compressed model, and the file through its twin."""
+    dense, compressed, twin = targets
+    found = {}
+    # One set for all: what was traced for a model serves the file that is attacked through it.
+    chosen = standard_attacks(float(settings.epsilon or 0))
+    for name, target, source in (
+        ("dense", dense, None),
+        ("compressed", compressed, None),
+        ("tflite", str(path), twin),
+    ):
+        say(f"Attacking the {name} model")
+        report = evaluate_robustness(
+            target,
+            (data.x_test, data.y_test),
+            attacks=chosen,
+            source=source,
+            drop_broken=False,
+            seed=settings.seed,
+            verbose=verbose,
+        )
+        accuracies = zip(("PGD-16", "PGD-40"), report.attacks, strict=True)
+        found[name] = {
+            "clean": report.clean_accuracy,
+            **{attack: result.accuracy for attack, result in accuracies},
+            "report": report.to_dict(),
+        }
+    return found
+
+
+def package_versions() -> dict[str, str]:
+    """Returns the versions of Python, of this package and of those it stands on."""
+    found = {"tfmot-atmc": __version__, "python": platform.python_version()}
+    return found | {package: metadata.version(package) for package in _PACKAGES}
