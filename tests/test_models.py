@@ -8,6 +8,11 @@ from tfmot_atmc import models
 # Kernel weights, and all trainable numbers (kernels, biases, batch normalisation's gamma and beta).
 COUNTS = {
     "lenet": ({}, 430_500, 431_080),
+    "mnist_cnn": ({}, 166_248, 166_406),
+    "mnist_cnn-half": ({"width": 0.5}, 128 + 2_048 + 39_200 + 500, 41_876 + 8 + 16 + 50 + 10),
+    "compact_cnn": ({}, 11_912, 11_978),
+    "compact_cnn-s5k": ({"filters": (6, 10), "units": 16}, 4_370, 4_412),
+    "compact_cnn-s2k": ({"filters": (4, 8), "units": 0}, 2_180, 2_202),
     "resnet34": ({}, 21_265_088, 21_282_122),
     "resnet34-cifar100": ({"num_classes": 100}, 21_311_168, 21_328_292),
     "resnet34-imagenet100": (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The networks of the papers, as plain Keras models that return logits.
+"""The networks of the papers, and some small ones, as plain Keras models that return logits.
 
 Every builder takes images of floats in [0, 1]; a normalisation, where one is wanted, is a layer of
 the model, so that an attack's epsilon means the same for every network.
@@ -22,6 +22,7 @@ import keras
 from tfmot_atmc.models.common import FanInUniform, SubsampleShortcut
 from tfmot_atmc.models.counting import count_kernel_weights, count_macs
 from tfmot_atmc.models.lenet import lenet, small_cnn
+from tfmot_atmc.models.mnist_cnn import compact_cnn, mnist_cnn
 from tfmot_atmc.models.resnet import (
     cifar_resnet,
     resnet,
@@ -38,10 +39,12 @@ __all__ = [
     "FanInUniform",
     "SubsampleShortcut",
     "cifar_resnet",
+    "compact_cnn",
     "count_kernel_weights",
     "count_macs",
     "get",
     "lenet",
+    "mnist_cnn",
     "names",
     "resnet",
     "resnet101",
@@ -56,7 +59,9 @@ __all__ = [
 ]
 
 _BUILDERS: dict[str, Callable[..., keras.Model]] = {
+    "compact_cnn": compact_cnn,
     "lenet": lenet,
+    "mnist_cnn": mnist_cnn,
     "resnet101": resnet101,
     "resnet18": resnet18,
     "resnet20": resnet20,
