@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmot_atmc import attacks, datasets, models, recipes
+from tfmot_atmc import attacks, datasets, models
 from tfmot_atmc.attacks import Attack
 from tfmot_atmc.compression.budget import BudgetPlan, FittedModel, fit_to_bytes, plan_budget
 from tfmot_atmc.compression.compress import strip_compression
@@ -26,6 +26,7 @@ from tfmot_atmc.datasets.loading import Dataset
 from tfmot_atmc.evaluation import evaluate_robustness
 from tfmot_atmc.export import export_tflite
 from tfmot_atmc.recipes.defaults import defaults
+from tfmot_atmc.recipes.run import run_stages
 from tfmot_atmc.recipes.settings import CompressionSettings
 from tfmot_atmc.utils.figures import results_figure, save_figure
 from tfmot_atmc.utils.files import write_json
@@ -304,7 +305,7 @@ def _train(
         say(f"Stage {stage.name}: " + ("done before" if done else f"{stage.epochs} epochs"))
         begin = time.monotonic()
         try:
-            trained = recipes.run_stages(
+            trained = run_stages(
                 start,
                 stages[: number + 1],
                 data,

@@ -6,11 +6,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from tfmot_atmc import attacks, methods, models, recipes
+from tfmot_atmc import attacks, methods, models
 from tfmot_atmc.math import parse_bytes
 from tfmot_atmc.recipes.defaults import defaults
-from tfmot_atmc.recipes.run import Stage
-from tfmot_atmc.recipes.stages import check_optimizer
+from tfmot_atmc.recipes.stages import (
+    Stage,
+    atmc_stages,
+    baseline_stages,
+    check_optimizer,
+    dense_stage,
+)
 
 __all__ = ["METHODS", "CompressionSettings"]
 
@@ -148,13 +153,13 @@ class CompressionSettings:
         ratio, epochs = float(self.ratio or 0), int(self.epochs or 0)
         found = []
         if self.dense_epochs:
-            start = recipes.dense_stage(self.dense_epochs, self.preset)
+            start = dense_stage(self.dense_epochs, self.preset)
             found.append(start.on_clean_inputs() if self.method == "nap" else start)
         if self.method == "atmc":
-            later = recipes.atmc_stages(ratio, int(self.bits or 32), epochs, self.preset)
+            later = atmc_stages(ratio, int(self.bits or 32), epochs, self.preset)
             found += map(self._adapted, later)
         elif self.method != "da":
-            later = recipes.baseline_stages(self.method, ratio, epochs, self.preset)
+            later = baseline_stages(self.method, ratio, epochs, self.preset)
             found += map(self._adapted, later)
         if self.objective == "trades":
             found = [s.with_objective_of_the_run() if s.attack_factor else s for s in found]
