@@ -18,7 +18,7 @@ from documents import DOCUMENTS, ROOT, fill
 from tfmot_atmc import references
 from tfmot_atmc.utils.files import write_bytes
 
-FILES = ROOT / "tfmot_atmc" / "references" / "files"
+FILES = ROOT / "tfmot_atmc" / "models" / "files"
 
 SUMMARY = (
     "LeNet for MNIST digits, trained under attack and compressed by ATMC (Gui et al., NeurIPS "

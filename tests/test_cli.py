@@ -7,10 +7,10 @@ import keras
 import pytest
 
 import tfmot_atmc as atmc
-from tfmot_atmc import cli, recipes
+from tfmot_atmc import cli
 from tfmot_atmc.cli.command import NumberParser
-from tfmot_atmc.recipes import defaults as presets
-from tfmot_atmc.recipes import pipeline
+from tfmot_atmc.recipes import pipeline, run
+from tfmot_atmc.recipes.defaults import defaults
 from tfmot_atmc.recipes.settings import CompressionSettings
 
 TINY = ["--limit=64", "--steps=1", "--epsilon=26/255", "--epochs=1", "--ratio=0.2"]
@@ -88,7 +88,7 @@ def test_the_same_command_again_trains_nothing_and_finds_the_same(done, monkeypa
     def refuse(*_, **__):
         raise AssertionError("a finished stage was trained again")
 
-    monkeypatch.setattr(recipes, "_run_stage", refuse)
+    monkeypatch.setattr(run, "_run_stage", refuse)
     assert cli.main(arguments) == 0
     after = json.loads((out / "results.json").read_text())
     assert after["seconds"] == before["seconds"]
@@ -108,7 +108,7 @@ def test_ctrl_c_says_how_to_go_on(done, capsys, monkeypatch, tmp_path):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(recipes, "_run_stage", interrupt)
+    monkeypatch.setattr(run, "_run_stage", interrupt)
     assert cli.main([*arguments, f"--out={tmp_path}"]) == 130
     assert "same command again" in capsys.readouterr().err
 
@@ -258,7 +258,7 @@ def test_settings_take_the_datasets_defaults_and_keep_what_is_given():
     al0 = CompressionSettings(method="al0", batch_size=7).resolved()
     assert [(s.name, s.batch_size) for s in al0.stages()] == [("dense", 7), ("l0", 7)]
     assert [s.name for s in CompressionSettings(method="da").resolved().stages()] == ["dense"]
-    assert presets.defaults("unheard of").augment is None
+    assert defaults("unheard of").augment is None
 
 
 @pytest.mark.parametrize(

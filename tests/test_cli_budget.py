@@ -8,8 +8,8 @@ import keras
 import pytest
 
 import tfmot_atmc as atmc
-from tfmot_atmc import cli, recipes
-from tfmot_atmc.recipes import pipeline
+from tfmot_atmc import cli
+from tfmot_atmc.recipes import pipeline, run
 from tfmot_atmc.recipes.settings import CompressionSettings
 
 TINY = ["--method=al0", "--limit=64", "--steps=1", "--epsilon=26/255", "--epochs=1"]
@@ -49,7 +49,7 @@ def refuse_training(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("a stage was trained")
 
-    monkeypatch.setattr(recipes, "_run_stage", refuse)
+    monkeypatch.setattr(run, "_run_stage", refuse)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tfmot_atmc import datasets
+from tfmot_atmc.datasets import loading
 
 
 def test_digits_are_three_disjoint_balanced_splits_in_the_unit_interval():
@@ -48,7 +49,7 @@ def test_limit_takes_the_first_examples_and_never_mixes_splits():
 
 def test_split_takes_its_share_of_each_class_exactly():
     labels = np.repeat([0, 1, 2], [60, 30, 10])
-    rest, chosen = datasets._split(labels, 0.1, seed=4)
+    rest, chosen = loading._split(labels, 0.1, seed=4)
     np.testing.assert_array_equal(np.bincount(labels[chosen]), [6, 3, 1])
     np.testing.assert_array_equal(np.sort(np.concatenate([rest, chosen])), np.arange(100))
 

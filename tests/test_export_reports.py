@@ -13,7 +13,7 @@ from keras import layers
 
 from tests.exporting import perceptron, prune, quick_export
 from tfmot_atmc import export
-from tfmot_atmc.export import tflite as tflite_module
+from tfmot_atmc.export.tflite import export as tflite_module
 from tfmot_atmc.export.tflite import flatbuffer, rewrite
 
 DENSE_OPTIONS = flatbuffer.schema.BuiltinOptions.FullyConnectedOptions

@@ -19,7 +19,7 @@ from tfmot_atmc.export import TFLiteModel, inspect_tflite
 from tfmot_atmc.models.references import loading
 
 ROOT = pathlib.Path(tfmot_atmc.__file__).resolve().parent.parent
-FILES = ROOT / "tfmot_atmc" / "references" / "files"
+FILES = ROOT / "tfmot_atmc" / "models" / "files"
 NAMES = references.names()
 every = pytest.mark.parametrize("name", NAMES)
 LARGEST_PACKAGE_DATA = 1_000_000

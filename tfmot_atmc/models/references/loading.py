@@ -13,7 +13,7 @@ import keras
 
 __all__ = ["card", "keras_path", "load", "names", "tflite_path"]
 
-_FILES = Path(__file__).parent
+_FILES = Path(__file__).parents[1] / "files"
 
 
 def names() -> list[str]:
