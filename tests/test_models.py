@@ -190,3 +190,43 @@ def test_unknown_or_impossible_requests_say_what_is_possible():
     ]:
         with pytest.raises(ValueError, match=message):
             call()
+
+TINY = {
+    # All parameters, kernel weights, multiply-accumulates: MLPerf Tiny's reference models.
+    "resnet8": (78_666, 77_360, 12_501_632),
+    "ds_cnn": (24_908, 22_016, 2_656_768),
+    "mobilenet_v1": (221_794, 208_112, 7_489_664),
+    "autoencoder": (269_992, 264_192, 264_192),
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_networks_of_mlperf_tiny_have_its_counts(name):
+    model = models.get(name, seed=3)
+    everything, kernels, macs = TINY[name]
+    assert model.count_params() == everything
+    assert models.count_kernel_weights(model) == kernels
+    assert models.count_macs(model) == macs
+    shape = model.input_shape[1:]
+    same, other = models.get(name, seed=3), models.get(name, seed=4)
+    images = _images(shape, 2)
+    np.testing.assert_array_equal(model(images), same(images))
+    first, second = (m.trainable_variables[0].numpy() for m in (model, other))
+    assert np.abs(first - second).max() > 1e-2
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            assert layer.momentum == 0.9
+
+
+def test_the_networks_of_mlperf_tiny_refuse_what_does_not_fit():
+    with pytest.raises(ValueError, match="restores|as many numbers as it takes"):
+        models.autoencoder((8, 8, 1))
+    with pytest.raises(ValueError, match="num_classes"):
+        models.autoencoder(num_classes=4)
+    with pytest.raises(ValueError, match="width"):
+        models.mobilenet_v1(width=0.01)
+    with pytest.raises(ValueError, match="input_shape"):
+        models.ds_cnn((49, 10))
+    assert models.mobilenet_v1((32, 32, 1), 5, width=0.5).output_shape == (None, 5)
+    dropout = [la for la in models.ds_cnn().layers if isinstance(la, keras.layers.Dropout)]
+    assert len(dropout) == 2 and models.ds_cnn(dropout=False).count_params() == 24_908

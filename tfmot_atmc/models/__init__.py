@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The networks of the papers, and some small ones, as plain Keras models that return logits.
+"""The networks of the papers and of MLPerf Tiny, and some small ones; they return logits.
 
 Every builder takes images of floats in [0, 1]; a normalisation, where one is wanted, is a layer of
 the model, so that an attack's epsilon means the same for every network.
@@ -33,18 +33,22 @@ from tfmot_atmc.models.resnet import (
     resnet56,
     resnet101,
 )
+from tfmot_atmc.models.tiny import autoencoder, ds_cnn, mobilenet_v1, resnet8
 from tfmot_atmc.models.wide_resnet import wide_resnet, wide_resnet_16_8
 
 __all__ = [
     "FanInUniform",
     "SubsampleShortcut",
+    "autoencoder",
     "cifar_resnet",
     "compact_cnn",
     "count_kernel_weights",
     "count_macs",
+    "ds_cnn",
     "get",
     "lenet",
     "mnist_cnn",
+    "mobilenet_v1",
     "names",
     "resnet",
     "resnet101",
@@ -53,21 +57,26 @@ __all__ = [
     "resnet34",
     "resnet50",
     "resnet56",
+    "resnet8",
     "small_cnn",
     "wide_resnet",
     "wide_resnet_16_8",
 ]
 
 _BUILDERS: dict[str, Callable[..., keras.Model]] = {
+    "autoencoder": autoencoder,
     "compact_cnn": compact_cnn,
+    "ds_cnn": ds_cnn,
     "lenet": lenet,
     "mnist_cnn": mnist_cnn,
+    "mobilenet_v1": mobilenet_v1,
     "resnet101": resnet101,
     "resnet18": resnet18,
     "resnet20": resnet20,
     "resnet34": resnet34,
     "resnet50": resnet50,
     "resnet56": resnet56,
+    "resnet8": resnet8,
     "small_cnn": small_cnn,
     "wide_resnet_16_8": wide_resnet_16_8,
 }

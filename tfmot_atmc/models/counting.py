@@ -11,6 +11,7 @@ import keras
 
 __all__ = ["count_kernel_weights", "count_macs"]
 
+_COUNTED = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 _KERNELS = ("kernel", "depthwise_kernel", "pointwise_kernel")
 
 
@@ -60,9 +61,9 @@ def count_macs(model: keras.Model) -> int:
     """
     total = 0
     for layer, kernel in _kernels(model):
-        if not isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense)):
+        if not isinstance(layer, _COUNTED):
             raise ValueError(
-                "Only Conv2D and Dense layers can be counted. "
+                "Only Conv2D, DepthwiseConv2D and Dense layers can be counted. "
                 f"Received: {layer.name!r} of type {type(layer).__name__}"
             )
         positions = layer.output.shape[1:-1]
