@@ -7,8 +7,9 @@ import keras
 import numpy as np
 import pytest
 
-from tfmot_atmc import datasets
-from tfmot_atmc.datasets import loading
+from tfmot_atmc import datasets, models
+from tfmot_atmc.datasets import made_up
+from tfmot_atmc.datasets.splits import chosen_fraction
 
 
 def test_digits_are_three_disjoint_balanced_splits_in_the_unit_interval():
@@ -49,7 +50,7 @@ def test_limit_takes_the_first_examples_and_never_mixes_splits():
 
 def test_split_takes_its_share_of_each_class_exactly():
     labels = np.repeat([0, 1, 2], [60, 30, 10])
-    rest, chosen = loading._split(labels, 0.1, seed=4)
+    rest, chosen = chosen_fraction(labels, 0.1, seed=4)
     np.testing.assert_array_equal(np.bincount(labels[chosen]), [6, 3, 1])
     np.testing.assert_array_equal(np.sort(np.concatenate([rest, chosen])), np.arange(100))
 
@@ -262,3 +263,26 @@ def test_batches_refuse_arguments_that_do_not_fit():
             _batches(**keywords)
     with pytest.raises(ValueError, match="same length"):
         datasets.EpochBatches(np.zeros(3), np.zeros(2), batch_size=1)
+
+
+@pytest.mark.parametrize("network", made_up.NETWORKS)
+def test_made_up_data_is_always_the_same_and_fits_its_network(network):
+    name = made_up.NETWORKS[network]
+    data, again = (datasets.load(name, validation_fraction=0.1, limit=20) for _ in range(2))
+    np.testing.assert_array_equal(data.x_train, again.x_train)
+    assert [len(x) for x in (data.x_train, data.x_validation, data.x_test)] == [20, 20, 20]
+    assert data.x_train.dtype == "float32"
+    more = {"num_classes": data.num_classes} if data.num_classes else {}
+    model = models.get(network, input_shape=data.input_shape, **more)
+    outputs = model(data.x_test[:2])
+    if data.num_classes:
+        assert (data.task, data.bounds) == ("classes", (0.0, 1.0))
+        assert data.x_train.min() >= 0 and data.x_train.max() <= 1
+        assert set(np.unique(data.y_train)) <= set(range(data.num_classes))
+        assert outputs.shape == (2, data.num_classes)
+    else:
+        assert (data.task, data.bounds) == ("numbers", (None, None))
+        np.testing.assert_array_equal(data.y_test, data.x_test)
+        assert outputs.shape == data.y_test[:2].shape
+    with pytest.raises(ValueError, match="made_up_people"):
+        made_up.make("made_up_dogs")

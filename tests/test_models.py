@@ -191,6 +191,7 @@ def test_unknown_or_impossible_requests_say_what_is_possible():
         with pytest.raises(ValueError, match=message):
             call()
 
+
 TINY = {
     # All parameters, kernel weights, multiply-accumulates: MLPerf Tiny's reference models.
     "resnet8": (78_666, 77_360, 12_501_632),

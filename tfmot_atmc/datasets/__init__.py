@@ -2,6 +2,7 @@
 """Data to train on and to test with: loaded by name, split, batched and augmented."""
 
 from tfmot_atmc.datasets.augmentation import KeyedBatches
-from tfmot_atmc.datasets.loading import PADDING, Dataset, EpochBatches, load
+from tfmot_atmc.datasets.loading import PADDING, EpochBatches, load
+from tfmot_atmc.datasets.splits import Dataset
 
 __all__ = ["PADDING", "Dataset", "EpochBatches", "KeyedBatches", "load"]

@@ -11,7 +11,6 @@ Example:
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import math
 import os
@@ -21,6 +20,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfmot_atmc.datasets import made_up
+from tfmot_atmc.datasets.splits import Dataset, Split, chosen_fraction, split_off
+
 __all__ = ["PADDING", "Dataset", "EpochBatches", "load"]
 
 PADDING = 4
@@ -28,39 +30,6 @@ PADDING = 4
 
 _FREQUENT = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped")
 _DIGITS_TEST_FRACTION = 0.2
-
-Split = tuple[np.ndarray, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Dataset:
-    """Images and labels of an image classification task, split three ways.
-
-    Attributes:
-        x_train: Images, float32 `[examples, height, width, channels]` in [0, 1].
-        y_train: Labels, int64 `[examples]` in `[0, num_classes)`.
-        x_validation: Images held out of the training split, to select models on.
-        y_validation: Their labels.
-        x_test: Images of the test split.
-        y_test: Their labels.
-        num_classes: Number of classes.
-        name: Name that it was loaded by.
-    """
-
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_validation: np.ndarray
-    y_validation: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
-    num_classes: int
-    name: str
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of an image."""
-        height, width, channels = self.x_test.shape[1:]
-        return height, width, channels
 
 
 def load(
@@ -71,14 +40,16 @@ def load(
     data_dir: str | os.PathLike[str] | None = None,
     limit: int | None = None,
 ) -> Dataset:
-    """Loads an image classification dataset into memory.
+    """Loads a dataset into memory, mostly of images with classes.
 
     "digits" (1,797 images of 8x8 pixels) comes with scikit-learn; it has no test split of its own,
     so a fifth of each class is set aside, the same whatever the seed. Any other name is looked up
-    in tensorflow-datasets: prepared data is read without a network, other data is downloaded.
+    in tensorflow-datasets: prepared data is read without a network, other data is downloaded. The
+    names of `made_up` are for tests and demonstrations in the shapes of MLPerf Tiny.
 
     Args:
-        name: "digits", or a tensorflow-datasets name, such as "mnist" or "cifar10".
+        name: "digits", one of `made_up.NAMES`, or a tensorflow-datasets name, such as "mnist" or
+            "cifar10".
         validation_fraction: Part of the training split held out for validation, in [0, 1); drawn
             from every class alike.
         seed: Seed of that draw.
@@ -101,30 +72,26 @@ def load(
         )
     if limit is not None and limit < 1:
         raise ValueError(f"`limit` must be a positive integer or None. Received: {limit}")
+    bounds: tuple[Any, Any] = (0.0, 1.0)
     if name == "digits":
         train, test, num_classes = _load_digits()
+    elif name in made_up.NAMES:
+        train, test, num_classes = made_up.make(name)
+        bounds = bounds if num_classes else (None, None)
     else:
         train, test, num_classes = _load_tfds(name, data_dir)
-    rest, held_out = _split(train[1], validation_fraction, seed)
+    balanced = train[1] if num_classes else np.zeros(len(train[1]), np.int64)
+    rest, held_out = chosen_fraction(balanced, validation_fraction, seed)
     (x_train, y_train), (x_validation, y_validation), (x_test, y_test) = (
-        (_to_unit(images[chosen]), labels[chosen].astype("int64"))
-        for (images, labels), chosen in (
+        (_to_unit(inputs[chosen]), targets[chosen].astype("int64" if num_classes else "float32"))
+        for (inputs, targets), chosen in (
             (train, rest[:limit]),
             (train, held_out[:limit]),
             (test, slice(limit)),
         )
     )
-    return Dataset(x_train, y_train, x_validation, y_validation, x_test, y_test, num_classes, name)
-
-
-def _split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the rest and of a seeded, class-balanced fraction, both ascending."""
-    count = round(len(labels) * fraction)
-    shuffled = np.random.default_rng(seed).permutation(len(labels))
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    # Evenly spaced in an order sorted by class: each class gives its share, to within one.
-    chosen = by_class[((np.arange(count) + 0.5) * len(labels) / max(count, 1)).astype(int)]
-    return np.setdiff1d(np.arange(len(labels)), chosen), np.sort(chosen)
+    splits = (x_train, y_train, x_validation, y_validation, x_test, y_test)
+    return Dataset(*splits, num_classes, name, bounds=bounds)
 
 
 def _to_unit(images: np.ndarray) -> np.ndarray:
@@ -139,8 +106,8 @@ def _load_digits() -> tuple[Split, Split, int]:
 
     bunch = load_digits()
     images, labels = bunch.images[..., None] / 16.0, bunch.target
-    rest, test = _split(labels, _DIGITS_TEST_FRACTION, 0)
-    return (images[rest], labels[rest]), (images[test], labels[test]), 10
+    rest, test = split_off((images, labels), _DIGITS_TEST_FRACTION, 0)
+    return rest, test, 10
 
 
 def _load_tfds(name: str, data_dir: str | os.PathLike[str] | None) -> tuple[Split, Split, int]:

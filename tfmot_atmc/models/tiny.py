@@ -123,7 +123,9 @@ def resnet8(
             x = add.conv(x, filters, 1, f"{block}_shortcut", strides)
         x = keras.layers.ReLU(name=f"{block}_relu")(keras.layers.Add(name=f"{block}_add")([x, y]))
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
-    return keras.Model(inputs, add.dense(x, num_classes, "scores", classifier_activation), name=name)
+    return keras.Model(
+        inputs, add.dense(x, num_classes, "scores", classifier_activation), name=name
+    )
 
 
 def ds_cnn(
@@ -172,7 +174,9 @@ def ds_cnn(
     if dropout:
         x = keras.layers.Dropout(0.4, seed=seeds(), name="dropout")(x)
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
-    return keras.Model(inputs, add.dense(x, num_classes, "scores", classifier_activation), name=name)
+    return keras.Model(
+        inputs, add.dense(x, num_classes, "scores", classifier_activation), name=name
+    )
 
 
 def mobilenet_v1(
@@ -217,7 +221,9 @@ def mobilenet_v1(
         x = _norm(add.depthwise(x, f"depthwise{number}", strides), f"depthwise{number}")
         x = _norm(add.conv(x, int(width * filters), 1, f"pointwise{number}"), f"pointwise{number}")
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
-    return keras.Model(inputs, add.dense(x, num_classes, "scores", classifier_activation), name=name)
+    return keras.Model(
+        inputs, add.dense(x, num_classes, "scores", classifier_activation), name=name
+    )
 
 
 def autoencoder(

@@ -22,7 +22,7 @@ from tfmot_atmc.compression.budget import BudgetPlan, FittedModel, fit_to_bytes,
 from tfmot_atmc.compression.compress import strip_compression
 from tfmot_atmc.compression.deploy import deploy
 from tfmot_atmc.compression.model import CompressedModel
-from tfmot_atmc.datasets.loading import Dataset
+from tfmot_atmc.datasets.splits import Dataset
 from tfmot_atmc.evaluation import evaluate_robustness
 from tfmot_atmc.export import export_tflite
 from tfmot_atmc.recipes.defaults import defaults

@@ -18,7 +18,8 @@ from tfmot_atmc.compression import callbacks
 from tfmot_atmc.compression.compress import compress
 from tfmot_atmc.compression.model import CompressedModel
 from tfmot_atmc.datasets.augmentation import KeyedBatches
-from tfmot_atmc.datasets.loading import PADDING, Dataset, EpochBatches
+from tfmot_atmc.datasets.loading import PADDING, EpochBatches
+from tfmot_atmc.datasets.splits import Dataset
 from tfmot_atmc.recipes.stages import (
     PRESETS,
     CoupledSGD,

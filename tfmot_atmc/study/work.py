@@ -17,7 +17,7 @@ from tfmot_atmc import attacks, datasets, models
 from tfmot_atmc.compression.compress import strip_compression
 from tfmot_atmc.compression.model import CompressedModel
 from tfmot_atmc.compression.quantization import quantize_after_training
-from tfmot_atmc.datasets.loading import Dataset
+from tfmot_atmc.datasets.splits import Dataset
 from tfmot_atmc.evaluation import evaluate_robustness
 from tfmot_atmc.recipes.pipeline import load_keras, package_versions
 from tfmot_atmc.recipes.run import run_stages
