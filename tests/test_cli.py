@@ -8,7 +8,7 @@ import pytest
 
 import tfmot_atmc as atmc
 from tfmot_atmc import cli
-from tfmot_atmc.cli.command import NumberParser
+from tfmot_atmc.cli.numbers import NumberParser
 from tfmot_atmc.recipes import pipeline, run
 from tfmot_atmc.recipes.defaults import defaults
 from tfmot_atmc.recipes.settings import CompressionSettings

@@ -6,72 +6,39 @@
 .tflite file, and `evaluate_robustness` says what it withstands.
 
 The packages: `attacks`, `augmentation`, `callbacks`, `constraints`, `datasets`, `evaluation`,
-`export`, `interop`, `kernels`, `math`, `methods`, `models`, `references`, `replicas`,
-`slimming`.
+`export`, `interop`, `kernels`, `math`, `methods`, `models`, `objectives`, `recipes`, `references`,
+`replicas`, `slimming`.
 """
 
-from tfmot_atmc import (
-    attacks,
-    constraints,
-    datasets,
-    evaluation,
-    export,
-    kernels,
-    math,
-    methods,
-    models,
-    recipes,
-    slimming,
-)
-from tfmot_atmc.compression import (
-    callbacks,
-    compress,
-    compression_scope,
-    deploy,
-    fit_to_bytes,
-    objectives,
-    plan_budget,
-    quantize_after_training,
-    strip_compression,
-)
-from tfmot_atmc.datasets import augmentation
-from tfmot_atmc.evaluation import evaluate_robustness, interop
-from tfmot_atmc.export import export_tflite
-from tfmot_atmc.models import references
-from tfmot_atmc.slimming import slim_model
-from tfmot_atmc.utils import distribution as replicas
-from tfmot_atmc.utils.moved import keep_old_names
-from tfmot_atmc.version import __version__
+from __future__ import annotations
 
-keep_old_names()
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "__version__",
-    "attacks",
-    "augmentation",
-    "callbacks",
-    "compress",
-    "compression_scope",
-    "constraints",
-    "datasets",
-    "deploy",
-    "evaluate_robustness",
-    "evaluation",
-    "export",
-    "export_tflite",
-    "fit_to_bytes",
-    "interop",
-    "kernels",
-    "math",
-    "methods",
-    "models",
-    "objectives",
-    "plan_budget",
-    "quantize_after_training",
-    "recipes",
-    "references",
-    "replicas",
-    "slim_model",
-    "slimming",
-    "strip_compression",
-]
+
+def _started_as_command() -> bool:
+    """Whether this process is `atmc` or `python -m tfmot_atmc`, and not a program of the user's."""
+    if sys.argv[:1] == ["-m"]:  # what Python puts there while it looks for the module
+        given = sys.orig_argv
+        return given[given.index("-m") + 1 :][:1] == [__name__] if "-m" in given else False
+    return os.path.basename(sys.argv[0] if sys.argv else "") in ("atmc", "atmc.exe")
+
+
+def __getattr__(name: str) -> Any:
+    api = importlib.import_module(f"{__name__}.api")
+    if name != "__all__" and name not in api.__all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return list(importlib.import_module(f"{__name__}.api").__all__)
+
+
+# Keras finds the classes of a saved model only where they are registered, so the package imports
+# all of them, and TensorFlow with them. Only the command line puts that off: its help needs none.
+if TYPE_CHECKING or not _started_as_command():
+    from tfmot_atmc.api import *  # noqa: F403
+    from tfmot_atmc.api import __all__  # noqa: F401

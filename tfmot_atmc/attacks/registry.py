@@ -17,7 +17,7 @@ from tfmot_atmc.attacks.square import Square
 from tfmot_atmc.attacks.trades import TRADES
 from tfmot_atmc.attacks.wrm import WRM
 
-__all__ = ["class_of", "get", "serialize"]
+__all__ = ["class_of", "get", "names", "serialize"]
 
 _ATTACKS: dict[str, type[Attack]] = {
     "apgd": APGD,
@@ -87,6 +87,17 @@ def serialize(attack: Attack) -> dict[str, Any]:
             "serialised. Rebuild the attack in code, or use `loss=None`."
         )
     return {"class_name": type(attack).__name__, "config": config}
+
+
+def names() -> list[str]:
+    """Returns the names that `get` knows, sorted.
+
+    Example:
+
+    >>> "pgd" in names()
+    True
+    """
+    return sorted(_ATTACKS)
 
 
 def class_of(name: str) -> type[Attack]:

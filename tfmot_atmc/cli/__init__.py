@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
 
-from absl import flags
+from absl import flags as absl_flags
 from rich.console import Console
 from rich.text import Text
 
-from tfmot_atmc.cli import compress, evaluate, export, inspect, quantize, study
-from tfmot_atmc.cli.command import Command, make_console
-from tfmot_atmc.export import ExportError
+from tfmot_atmc.cli import flags
+from tfmot_atmc.cli.command import Command
+from tfmot_atmc.cli.printing import make_console
+from tfmot_atmc.cli.quiet import native_messages_held
 from tfmot_atmc.version import __version__
 
 __all__ = ["main"]
@@ -20,12 +23,43 @@ __all__ = ["main"]
 _COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
-        compress.COMMAND,
-        evaluate.COMMAND,
-        export.COMMAND,
-        inspect.COMMAND,
-        quantize.COMMAND,
-        study.COMMAND,
+        Command(
+            "compress",
+            "Trains, compresses, exports and attacks a model; the same command again goes on.",
+            flags.compress,
+            after_interrupt="Run the same command again to go on after the last finished epoch.",
+        ),
+        Command(
+            "evaluate",
+            "Measures a .keras or .tflite model on clean data and under attack.",
+            flags.evaluate,
+            operand="MODEL",
+        ),
+        Command(
+            "export",
+            "Writes a .keras model as a sparse .tflite file, run and compared before it is kept.",
+            flags.export,
+            operand="MODEL.keras",
+        ),
+        Command(
+            "inspect",
+            "Shows shapes, nonzeros and distinct values of a .keras or .tflite file.",
+            flags.inspect,
+            operand="FILE",
+        ),
+        Command(
+            "quantize",
+            "Gives the kernels of a .keras model few distinct values, without training.",
+            flags.quantize,
+            operand="MODEL.keras",
+        ),
+        Command(
+            "study",
+            "Trains, attacks and compares methods as a YAML file says; again, it goes on.",
+            flags.study,
+            operand="FILE",
+            after_interrupt="Run the same command again to go on.",
+        ),
     )
 }
 # What a user can put right; anything else is a fault of ours and keeps its traceback.
@@ -35,9 +69,8 @@ _EXPECTED = (
     OSError,
     ImportError,
     RuntimeError,
-    ExportError,
     FloatingPointError,
-    flags.Error,
+    absl_flags.Error,
 )
 
 
@@ -51,6 +84,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 after an error that is told in one line, 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    debug = "--debug" in arguments
+    with contextlib.nullcontext() if debug else native_messages_held():
+        return _answer(arguments, debug)
+
+
+def _answer(arguments: list[str], debug: bool) -> int:
     console, errors = make_console(), make_console(stderr=True)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         console.print(_overview())
@@ -68,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         errors.print(Text(f"\nInterrupted. {_COMMANDS[name].after_interrupt}"))
         return 130
     except _EXPECTED as error:
-        if "--debug" in rest:
+        if debug:
             raise
         _fail(errors, str(error) or type(error).__name__)
         return 2

@@ -10,58 +10,22 @@ import tensorflow as tf
 from absl import flags
 from rich.console import Console
 
-from tfmot_atmc import models
-from tfmot_atmc.cli.command import Command, define_number, print_table, training_output
+from tfmot_atmc.cli.demonstration import training_output
+from tfmot_atmc.cli.printing import print_table
 from tfmot_atmc.recipes.pipeline import run_compression
-from tfmot_atmc.recipes.run import PRESETS
-from tfmot_atmc.recipes.settings import METHODS, CompressionSettings
+from tfmot_atmc.recipes.settings import CompressionSettings
 
-__all__ = ["COMMAND"]
-
-
-def _define(values: flags.FlagValues) -> None:
-    def text(name: str, default: str | None, about: str) -> None:
-        flags.DEFINE_string(name, default, about, flag_values=values)
-
-    def whole(name: str, about: str, default: int | None = None, least: int = 1) -> None:
-        flags.DEFINE_integer(name, default, about, lower_bound=least, flag_values=values)
-
-    def choice(name: str, among: tuple[str, ...], about: str) -> None:
-        flags.DEFINE_enum(name, among[0], list(among), about, flag_values=values)
-
-    text("model", None, f"A .keras file, or one of {', '.join(models.names())}. [by dataset]")
-    text("dataset", "digits", "digits, mnist, cifar10, ... (tensorflow-datasets).")
-    text("data_dir", None, "Folder of tensorflow-datasets.")
-    choice("method", METHODS, "How to compress; da is dense adversarial training alone.")
-    define_number("ratio", "Nonzeros per dense kernel parameter, in (0, 1]. [by dataset]", values)
-    text("max_bytes", None, "In place of --ratio: largest size of the .tflite file, such as 24KB.")
-    whole("bits", "Bits of ATMC's codebooks, 32 for none. [by dataset]")
-    define_number(
-        "layer_exponent",
-        "Budgets of layers by their sizes to this power, in [0, 1]. [one budget for all]",
-        values,
-    )
-    define_number("epsilon", "Radius of the attacks in input units: 8/255. [by dataset]", values)
-    text("attack", "pgd", "Training attack: pgd, fgsm, rfgsm, atta, wrm, trades, mifgsm, ...")
-    whole("steps", "Steps of the training attack. [by dataset]")
-    choice(
-        "objective",
-        ("adversarial", "half", "trades"),
-        "Loss on attacked inputs; half on clean ones; or that of TRADES, for --attack=trades.",
-    )
-    choice("preset", PRESETS, "Stages of training; paper follows the authors' code.")
-    whole("dense_epochs", "Epochs of the dense start; 0 for a .keras file. [by dataset]", least=0)
-    whole("epochs", "Epochs of the pruning stage. [by dataset]")
-    define_number("learning_rate", "Factor on the rates of the stages after the start.", values)
-    text("optimizer", None, "Optimizer of those stages, at rates for it: sgd, adam. [by stage]")
-    whole("batch_size", "Examples a step. [by stage]")
-    whole("seed", "Seed of everything.", default=0, least=0)
-    whole("limit", "Use at most so many examples of each split.")
-    text("out", None, "Folder for all files. [atmc_out/DATASET]")
-    whole("threads", "Threads of TensorFlow. [all cores]")
+__all__ = ["run"]
 
 
-def _run(values: flags.FlagValues, operands: list[str], console: Console) -> None:
+def run(values: flags.FlagValues, operands: list[str], console: Console) -> None:
+    """Does what the command is for.
+
+    Args:
+        values: the flags.
+        operands: the positional arguments.
+        console: where to print.
+    """
     del operands
     if values.threads is not None:
         _set_threads(values.threads)
@@ -125,12 +89,3 @@ def _show_budget(budget: dict[str, Any] | None, console: Console) -> None:
             "--max_bytes, trained into another --out, may keep more"
         )
     console.print(f"{said}.", highlight=False)
-
-
-COMMAND = Command(
-    "compress",
-    "Trains, compresses, exports and attacks a model; the same command again goes on.",
-    _define,
-    _run,
-    after_interrupt="Run the same command again to go on after the last finished epoch.",
-)

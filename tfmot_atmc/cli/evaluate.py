@@ -11,13 +11,9 @@ from rich.console import Console
 
 from tfmot_atmc import datasets
 from tfmot_atmc.attacks import Attack
-from tfmot_atmc.cli.command import (
-    Command,
-    NumberParser,
-    define_number,
-    demonstration_file,
-    print_table,
-)
+from tfmot_atmc.cli.demonstration import demonstration_file
+from tfmot_atmc.cli.numbers import NumberParser
+from tfmot_atmc.cli.printing import print_table
 from tfmot_atmc.evaluation import (
     AdversarialSet,
     evaluate_robustness,
@@ -28,7 +24,7 @@ from tfmot_atmc.recipes.defaults import defaults
 from tfmot_atmc.recipes.pipeline import load_keras, make_attack, standard_attacks
 from tfmot_atmc.utils.figures import save_figure
 
-__all__ = ["COMMAND"]
+__all__ = ["run"]
 
 _DRAWN_FROM = 32
 # Where a curve is measured unless told: in radii of the dataset, or in steps or queries.
@@ -36,40 +32,14 @@ _RADII = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 _STEPS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 
 
-def _define(values: flags.FlagValues) -> None:
-    at = {"flag_values": values}
-    flags.DEFINE_string("dataset", "digits", "digits, mnist, cifar10, ...", **at)
-    flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets.", **at)
-    flags.DEFINE_list(
-        "attack",
-        [],
-        "pgd, fgsm, autoattack, square, ... or several with commas. [PGD of 16 and of 40 steps; "
-        "for a .tflite file without --source, square]",
-        **at,
-    )
-    define_number("epsilon", "Radius in input units: 8/255. [by dataset]", values)
-    flags.DEFINE_integer("steps", None, "Steps of --attack.", lower_bound=1, **at)
-    flags.DEFINE_string("source", None, "Keras twin of a .tflite file, to attack it through.", **at)
-    flags.DEFINE_integer("limit", None, "Use only so many examples.", lower_bound=1, **at)
-    flags.DEFINE_integer("batch_size", 250, "Examples attacked at once.", lower_bound=1, **at)
-    flags.DEFINE_integer("seed", 0, "Seed of the attacks.", lower_bound=0, **at)
-    flags.DEFINE_bool("checks", True, "Look for signs of fake robustness.", **at)
-    flags.DEFINE_string("state", None, "File from which a stopped run goes on.", **at)
-    flags.DEFINE_enum(
-        "curve",
-        None,
-        ["epsilon", "steps"],
-        "Measure one attack at several radii, or at several numbers of steps (or queries).",
-        **at,
-    )
-    flags.DEFINE_list("values", [], "Where: 0.1,0.2 or 4/255,8/255. [six values]", **at)
-    flags.DEFINE_string("out", None, "JSON file for the report or the curve.", **at)
-    flags.DEFINE_string(
-        "picture", None, "PNG of the curve, or of examples under the first attack.", **at
-    )
+def run(values: flags.FlagValues, operands: list[str], console: Console) -> None:
+    """Does what the command is for.
 
-
-def _run(values: flags.FlagValues, operands: list[str], console: Console) -> None:
+    Args:
+        values: the flags.
+        operands: the positional arguments.
+        console: where to print.
+    """
     if values.steps is not None and not values.attack:
         raise ValueError("--steps is for --attack: add --attack pgd.")
     _check_curve(values)
@@ -183,12 +153,3 @@ def _target(name: str) -> Any:
     if not Path(name).is_file():
         raise FileNotFoundError(f"There is no file {name!r}.")
     return name
-
-
-COMMAND = Command(
-    "evaluate",
-    "Measures a .keras or .tflite model on clean data and under attack.",
-    _define,
-    _run,
-    operand="MODEL",
-)

@@ -11,21 +11,25 @@ import numpy as np
 from absl import flags
 from rich.console import Console
 
-from tfmot_atmc.cli.command import Command, demonstration_file, print_table
+from tfmot_atmc.cli.demonstration import demonstration_file
+from tfmot_atmc.cli.printing import print_table
 from tfmot_atmc.compression.model import CompressedModel
 from tfmot_atmc.export import inspect_tflite
 from tfmot_atmc.recipes.pipeline import load_keras
 
-__all__ = ["COMMAND"]
+__all__ = ["run"]
 
 _COLUMNS = ("name", "what", "shape", "nonzeros", "of", "values")
 
 
-def _define(values: flags.FlagValues) -> None:
-    del values
+def run(values: flags.FlagValues, operands: list[str], console: Console) -> None:
+    """Does what the command is for.
 
-
-def _run(values: flags.FlagValues, operands: list[str], console: Console) -> None:
+    Args:
+        values: the flags.
+        operands: the positional arguments.
+        console: where to print.
+    """
     del values
     name = operands[0] if operands else demonstration_file("final.keras", console)
     if Path(name).suffix == ".tflite":
@@ -89,12 +93,3 @@ def _show_tflite(name: str, console: Console) -> None:
 
 def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
-
-
-COMMAND = Command(
-    "inspect",
-    "Shows shapes, nonzeros and distinct values of a .keras or .tflite file.",
-    _define,
-    _run,
-    operand="FILE",
-)

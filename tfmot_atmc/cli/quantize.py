@@ -9,25 +9,25 @@ import numpy as np
 from absl import flags
 from rich.console import Console
 
-from tfmot_atmc.cli.command import Command, demonstration_file, print_table
-from tfmot_atmc.compression.quantization import WAYS, quantize_after_training, stored_kernels
+from tfmot_atmc.cli.demonstration import demonstration_file
+from tfmot_atmc.cli.printing import print_table
+from tfmot_atmc.compression.quantization import quantize_after_training, stored_kernels
 from tfmot_atmc.recipes.pipeline import load_keras
 from tfmot_atmc.utils.files import written_whole
 
-__all__ = ["COMMAND"]
+__all__ = ["run"]
 
 _COLUMNS = ("name", "nonzeros", "values", "nonzeros after", "values after", "mean square error")
 
 
-def _define(values: flags.FlagValues) -> None:
-    at = {"flag_values": values}
-    flags.DEFINE_integer("bits", 8, "b: at most 2^b nonzero values a kernel, 1..16.", **at)
-    flags.DEFINE_enum("how", "uniform", list(WAYS), "How the values are chosen.", **at)
-    flags.DEFINE_integer("grid", None, "Only integers in [-n, n] times a scale; 127: int8.", **at)
-    flags.DEFINE_string("out", None, "File to write. [beside the model]", **at)
+def run(values: flags.FlagValues, operands: list[str], console: Console) -> None:
+    """Does what the command is for.
 
-
-def _run(values: flags.FlagValues, operands: list[str], console: Console) -> None:
+    Args:
+        values: the flags.
+        operands: the positional arguments.
+        console: where to print.
+    """
     name = operands[0] if operands else demonstration_file("final.keras", console)
     given = Path(name)
     out = Path(values.out or given.with_name(f"{given.stem}-{values.how}{values.bits}.keras"))
@@ -57,12 +57,3 @@ def _run(values: flags.FlagValues, operands: list[str], console: Console) -> Non
 def _counts(value: np.ndarray) -> tuple[int, int]:
     nonzero = value[value != 0]
     return int(nonzero.size), int(np.unique(nonzero).size)
-
-
-COMMAND = Command(
-    "quantize",
-    "Gives the kernels of a .keras model few distinct values, without training.",
-    _define,
-    _run,
-    operand="MODEL.keras",
-)

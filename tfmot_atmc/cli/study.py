@@ -9,29 +9,20 @@ from typing import Any
 from absl import flags
 from rich.console import Console
 
-from tfmot_atmc.cli.command import Command, print_table
+from tfmot_atmc.cli.printing import print_table
 from tfmot_atmc.study import Description, StudyError, load_description, run_study
 
-__all__ = ["COMMAND"]
+__all__ = ["run"]
 
 
-def _define(values: flags.FlagValues) -> None:
-    at: dict[str, Any] = {"flag_values": values}
-    flags.DEFINE_string("out", None, "Folder for all files. [atmc_out/NAME]", **at)
-    flags.DEFINE_integer(
-        "jobs", None, "Processes at once; 0 for this one. [by cores]", lower_bound=0, **at
-    )
-    flags.DEFINE_integer(
-        "threads", None, "Threads of each. [an equal share of the cores]", lower_bound=1, **at
-    )
-    flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets.", **at)
-    flags.DEFINE_bool("report_only", False, "Run nothing; write results of what is done.", **at)
-    flags.DEFINE_list(
-        "known", [], "results.json of earlier runs: what they measured is not run again.", **at
-    )
+def run(values: flags.FlagValues, operands: list[str], console: Console) -> None:
+    """Does what the command is for.
 
-
-def _run(values: flags.FlagValues, operands: list[str], console: Console) -> None:
+    Args:
+        values: the flags.
+        operands: the positional arguments.
+        console: where to print.
+    """
     description = load_description(operands[0]) if operands else Description()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # in workers, whose lines would mix
     out = values.out or f"atmc_out/{description.name}"
@@ -65,13 +56,3 @@ def _show(results: dict[str, Any], console: Console) -> None:
         for key, row in found.items()
     ]
     print_table(console, "Means over seeds", (*keys, "size ratio", *attacks), rows)
-
-
-COMMAND = Command(
-    "study",
-    "Trains, attacks and compares methods as a YAML file says; the same command again goes on.",
-    _define,
-    _run,
-    operand="FILE",
-    after_interrupt="Run the same command again to go on.",
-)

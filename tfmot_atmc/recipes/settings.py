@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from tfmot_atmc import attacks, methods, models
 from tfmot_atmc.math import parse_bytes
@@ -28,7 +28,7 @@ class CompressionSettings:
 
     Attributes:
         model: name of a network of `tfmot_atmc.models`, or path of a `.keras` file.
-        dataset: name of a dataset.
+        dataset: digits, mnist, cifar10, or another of tensorflow-datasets.
         method: `"atmc"`; one that it is compared with, `"al0"`, `"ap"`, `"nap"` or `"alr"`; or
             `"da"` for the dense start alone.
         ratio: nonzeros as a ratio of the dense kernels' parameters, in (0, 1].
@@ -40,18 +40,18 @@ class CompressionSettings:
         epsilon: radius of the attacks, in input units.
         attack: name of the training attack. `"wrm"` has no epsilon: it is then that of the tests
             alone. `"atta"` takes one step by default, and carries perturbations within each stage.
-        steps: its steps, where it takes steps.
-        objective: `"adversarial"`; `"half"`; or `"trades"`, which goes with the attack of that
-            name, and which all stages then minimise that train under attack.
-        preset: `"default"`, or `"paper"` for the stages of the authors' code.
+        steps: steps of the training attack, where it takes steps.
+        objective: the loss is that on attacked inputs; on half attacked and half clean ones; or
+            that of TRADES, which goes with the attack of that name.
+        preset: stages of training; paper for those of the authors' code.
         dense_epochs: epochs of the dense start; by default 0 for a `.keras` file.
         epochs: epochs of the pruning stage.
         learning_rate: factor on the learning rates of all stages after the dense start.
         optimizer: `"sgd"` or `"adam"` in those stages, at rates that suit it; None for their own.
-        batch_size: examples a step; None for the stage's own.
+        batch_size: examples in each step; None for the stage's own.
         seed: seed of weights, batches and attacks.
         limit: at most so many examples in each split; None for all.
-        out: folder for all files.
+        out: folder for all files; by default `atmc_out/DATASET`.
         data_dir: folder of tensorflow-datasets.
     """
 
@@ -65,8 +65,8 @@ class CompressionSettings:
     epsilon: float | None = None
     attack: str = "pgd"
     steps: int | None = None
-    objective: str = "adversarial"
-    preset: str = "default"
+    objective: Literal["adversarial", "half", "trades"] = "adversarial"
+    preset: Literal["default", "paper"] = "default"
     dense_epochs: int | None = None
     epochs: int | None = None
     learning_rate: float | None = None
@@ -119,11 +119,11 @@ class CompressionSettings:
             raise ValueError(f"`learning_rate` is a factor above 0. Received {self.learning_rate}.")
         if self.optimizer is not None:
             check_optimizer(self.optimizer)
-        if (self.dense_epochs or 0) < 0 or (self.epochs or 0) < 1 or (self.batch_size or 1) < 1:
-            raise ValueError(
-                "`epochs` and `batch_size` must be at least 1 and `dense_epochs` at least 0. "
-                f"Received {self.epochs}, {self.batch_size} and {self.dense_epochs}."
-            )
+        least = dict.fromkeys(("bits", "steps", "epochs", "batch_size", "limit"), 1)
+        for name, bound in (least | {"dense_epochs": 0}).items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise ValueError(f"`{name}` must be at least {bound}. Received {value}.")
         if self.method == "da" and not self.dense_epochs:
             raise ValueError("The method 'da' only trains: give `dense_epochs` of at least 1.")
         if self.max_bytes is not None:

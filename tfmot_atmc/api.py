@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All public names. Importing them registers every class with Keras, so that models load."""
+
+from tfmot_atmc import (
+    attacks,
+    constraints,
+    datasets,
+    evaluation,
+    export,
+    kernels,
+    math,
+    methods,
+    models,
+    recipes,
+    slimming,
+)
+from tfmot_atmc.compression import (
+    callbacks,
+    compress,
+    compression_scope,
+    deploy,
+    fit_to_bytes,
+    objectives,
+    plan_budget,
+    quantize_after_training,
+    strip_compression,
+)
+from tfmot_atmc.datasets import augmentation
+from tfmot_atmc.evaluation import evaluate_robustness, interop
+from tfmot_atmc.export import export_tflite
+from tfmot_atmc.models import references
+from tfmot_atmc.slimming import slim_model
+from tfmot_atmc.utils import distribution as replicas
+from tfmot_atmc.utils.moved import keep_old_names
+from tfmot_atmc.version import __version__
+
+keep_old_names()
+
+__all__ = [
+    "__version__",
+    "attacks",
+    "augmentation",
+    "callbacks",
+    "compress",
+    "compression_scope",
+    "constraints",
+    "datasets",
+    "deploy",
+    "evaluate_robustness",
+    "evaluation",
+    "export",
+    "export_tflite",
+    "fit_to_bytes",
+    "interop",
+    "kernels",
+    "math",
+    "methods",
+    "models",
+    "objectives",
+    "plan_budget",
+    "quantize_after_training",
+    "recipes",
+    "references",
+    "replicas",
+    "slim_model",
+    "slimming",
+    "strip_compression",
+]

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flags of all commands; nothing here loads TensorFlow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from absl import flags
+
+from tfmot_atmc.cli.declared import define_fields
+from tfmot_atmc.cli.numbers import define_number
+
+__all__ = ["compress", "evaluate", "export", "inspect", "quantize", "study"]
+
+# What the library takes, as it lists them itself; a test keeps them equal.
+_OPTIMIZE = ["size", "latency", "balanced"]
+_VALUES = ["auto", "float32", "int8", "full_int8"]
+_WAYS = ["uniform", "zero_kmeans"]
+
+
+def compress(values: flags.FlagValues) -> None:
+    """Defines the flags of `atmc compress`: the settings of a run, and the threads."""
+    define_fields("recipes/settings.py", "CompressionSettings", values)
+    _whole(values, "threads", None, "Threads of TensorFlow. [all cores]", least=1)
+
+
+def evaluate(values: flags.FlagValues) -> None:
+    """Defines the flags of `atmc evaluate`."""
+    at: dict[str, Any] = {"flag_values": values}
+    flags.DEFINE_string("dataset", "digits", "digits, mnist, cifar10, ...", **at)
+    flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets.", **at)
+    flags.DEFINE_list(
+        "attack",
+        [],
+        "pgd, fgsm, autoattack, square, ... or several with commas. [PGD of 16 and of 40 steps; "
+        "for a .tflite file without --source, square]",
+        **at,
+    )
+    define_number("epsilon", "Radius in input units: 8/255. [by dataset]", values)
+    _whole(values, "steps", None, "Steps of --attack.", least=1)
+    flags.DEFINE_string("source", None, "Keras twin of a .tflite file, to attack it through.", **at)
+    _whole(values, "limit", None, "Use only so many examples.", least=1)
+    _whole(values, "batch_size", 250, "Examples attacked at once.", least=1)
+    _whole(values, "seed", 0, "Seed of the attacks.")
+    flags.DEFINE_bool("checks", True, "Look for signs of fake robustness.", **at)
+    flags.DEFINE_string("state", None, "File from which a stopped run goes on.", **at)
+    flags.DEFINE_enum(
+        "curve",
+        None,
+        ["epsilon", "steps"],
+        "Measure one attack at several radii, or at several numbers of steps (or queries).",
+        **at,
+    )
+    flags.DEFINE_list("values", [], "Where: 0.1,0.2 or 4/255,8/255. [six values]", **at)
+    flags.DEFINE_string("out", None, "JSON file for the report or the curve.", **at)
+    flags.DEFINE_string(
+        "picture", None, "PNG of the curve, or of examples under the first attack.", **at
+    )
+
+
+def export(values: flags.FlagValues) -> None:
+    """Defines the flags of `atmc export`."""
+    at: dict[str, Any] = {"flag_values": values}
+    flags.DEFINE_string("out", None, "File to write. [beside the model]", **at)
+    flags.DEFINE_string("dataset", None, "Compare on its test images. [random inputs]", **at)
+    flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets.", **at)
+    _whole(values, "batch_size", 1, "Batch of the file; 0: open.")
+    flags.DEFINE_bool("sparse", True, "Store sparse weights sparsely; --nosparse: not.", **at)
+    flags.DEFINE_enum(
+        "optimize", "size", _OPTIMIZE, "What decides the form of compressed kernels.", **at
+    )
+    flags.DEFINE_enum(
+        "values", "auto", _VALUES, "How values are stored; full_int8 computes so too.", **at
+    )
+    flags.DEFINE_string("max_bytes", None, "Largest file to accept, such as 24KB.", **at)
+    define_number("tolerance", "Largest relative difference from Keras. [by the values]", values)
+
+
+def inspect(values: flags.FlagValues) -> None:
+    """Defines the flags of `atmc inspect`: none."""
+    del values
+
+
+def quantize(values: flags.FlagValues) -> None:
+    """Defines the flags of `atmc quantize`."""
+    at: dict[str, Any] = {"flag_values": values}
+    flags.DEFINE_integer("bits", 8, "b: at most 2^b nonzero values a kernel, 1..16.", **at)
+    flags.DEFINE_enum("how", "uniform", _WAYS, "How the values are chosen.", **at)
+    flags.DEFINE_integer("grid", None, "Only integers in [-n, n] times a scale; 127: int8.", **at)
+    flags.DEFINE_string("out", None, "File to write. [beside the model]", **at)
+
+
+def study(values: flags.FlagValues) -> None:
+    """Defines the flags of `atmc study`."""
+    at: dict[str, Any] = {"flag_values": values}
+    flags.DEFINE_string("out", None, "Folder for all files. [atmc_out/NAME]", **at)
+    _whole(values, "jobs", None, "Processes at once; 0 for this one. [by cores]")
+    _whole(values, "threads", None, "Threads of each. [an equal share of the cores]", least=1)
+    flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets.", **at)
+    flags.DEFINE_bool("report_only", False, "Run nothing; write results of what is done.", **at)
+    flags.DEFINE_list(
+        "known", [], "results.json of earlier runs: what they measured is not run again.", **at
+    )
+
+
+def _whole(
+    values: flags.FlagValues, name: str, default: int | None, text: str, least: int = 0
+) -> None:
+    flags.DEFINE_integer(name, default, text, lower_bound=least, flag_values=values)
