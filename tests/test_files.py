@@ -25,6 +25,18 @@ def test_written_whole_replaces_the_file_and_leaves_nothing_beside_it(tmp_path):
     assert target.stat().st_mode == plain.stat().st_mode
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes are those of POSIX")
+def test_a_file_gets_the_mode_of_the_process_whose_mask_is_never_touched(tmp_path, monkeypatch):
+    before = os.umask(0o027)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "umask", lambda mask: pytest.fail("the mask is everyone's"))
+            files.write_bytes(tmp_path / "new", b"new")
+        assert (tmp_path / "new").stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(before)
+
+
 def test_failure_on_the_way_keeps_the_old_file_and_leaves_nothing_beside_it(tmp_path):
     target = tmp_path / "report.json"
     files.write_json(target, {"a": 1})

@@ -20,12 +20,12 @@ MAX_FUNCTION_LINES = 60
 # An import points down, or stays in its package. A new package needs a floor here.
 FLOORS = {
     "math": 0,
-    "slimming": 0,
     "utils": 0,
     "version": 0,
     "attacks": 1,
     "kernels": 1,
     "models": 1,
+    "slimming": 1,
     "constraints": 2,
     "datasets": 2,
     "export": 2,

@@ -15,6 +15,7 @@ from tfmot_atmc.compression.model import CompressedModel
 from tfmot_atmc.export import stored_bytes
 from tfmot_atmc.kernels import live_channels
 from tfmot_atmc.slimming import can_factor, factor_layers, is_graph, kept_channels, layer_costs
+from tfmot_atmc.utils.tables import table_text
 
 OBJECTIVES = ("size", "latency", "balanced")
 # What one more layer costs in a file (measured), and what starting it costs in time, as the
@@ -59,24 +60,20 @@ class Deployment:
     forms: tuple[FormChoice, ...]
 
     def __str__(self) -> str:
-        rows = [("layer", "form", "composed", "factored", "MACs", "factored", "inner")]
-        rows += [
+        columns = ("layer", "form", "composed", "factored", "MACs", "factored", "inner")
+        rows = [
             (
                 form.layer,
                 "factored" if form.factored else "composed",
                 f"{form.composed_bytes:,} B",
                 f"{form.factored_bytes:,} B",
-                f"{form.composed_macs:,}",
-                f"{form.factored_macs:,}",
-                str(form.inner_channels),
+                form.composed_macs,
+                form.factored_macs,
+                form.inner_channels,
             )
             for form in self.forms
         ]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        )
+        return table_text(columns, rows)
 
 
 def deploy(model: CompressedModel, *, optimize: str = "size", values: str = "auto") -> Deployment:

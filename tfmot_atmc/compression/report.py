@@ -12,6 +12,7 @@ import numpy as np
 
 from tfmot_atmc.compression.wrapping import LayerDecision, WrappedKernel
 from tfmot_atmc.math import paper_bits
+from tfmot_atmc.utils.tables import table_text
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class CompressionReport:
         }
 
     def __str__(self) -> str:
-        rows = [("layer", "type", "what", "parameters", "nonzeros", "values", "why")]
+        columns = ("layer", "type", "what", "parameters", "nonzeros", "values", "why")
+        rows = []
         for layer in self.layers:
             mine = [f for f in self.factors if f.name.rsplit("/", 1)[0] == layer.layer]
             rows.append(
@@ -98,22 +100,17 @@ class CompressionReport:
                     layer.layer,
                     layer.type,
                     layer.action,
-                    f"{layer.parameters:,}",
+                    layer.parameters,
                     " ".join(f"{f.part}:{f.nonzeros:,}" for f in mine),
                     " ".join(f"{f.part}:{f.distinct:,}" for f in mine),
                     layer.reason,
                 )
             )
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
-        lines.append(
+        total = (
             f"total: {self.dense_parameters:,} dense parameters, {self.nonzeros:,} nonzeros, "
             f"{self.paper_bits:,} bits (ratio {self.paper_ratio:.5f})"
         )
-        return "\n".join(lines)
+        return f"{table_text(columns, rows)}\n{total}"
 
 
 def compression_report(

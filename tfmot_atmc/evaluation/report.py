@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tfmot_atmc.utils.files import write_json
+from tfmot_atmc.utils.tables import table_text
 
 __all__ = ["AttackResult", "ClassResult", "RobustnessReport", "count_classes", "wilson_interval"]
 
@@ -176,22 +177,20 @@ class RobustnessReport:
             raise ValueError(f"{os.fspath(path)} is not a robustness report: {error}") from error
 
     def __str__(self) -> str:
-        rows = [("clean", self.clean_accuracy, self.clean_interval, "", "")]
+        found = [("clean", self.clean_accuracy, self.clean_interval, "", "")]
         for result in self.attacks:
             counts = (str(result.attacked), str(result.broken))
-            rows.append((result.name, result.accuracy, result.interval, *counts))
-        rows.append(("worst case", self.robust_accuracy, self.robust_interval, "", ""))
-        width = max(len(row[0]) for row in rows)
+            found.append((result.name, result.accuracy, result.interval, *counts))
+        found.append(("worst case", self.robust_accuracy, self.robust_interval, "", ""))
+        rows = [
+            (name, f"{accuracy:.2%}", f"[{low:>6.2%}, {high:>7.2%}]", *counts)
+            for name, accuracy, (low, high), *counts in found
+        ]
         title = f"Robustness of {self.target} on {self.n} examples"
         title += f", examples made on {self.source}" if self.source else ""
         lines = [
             title,
-            f"{'':<{width}}  accuracy  95% interval    attacked  broken",
-            *(
-                f"{name:<{width}}  {accuracy:>7.2%}  [{low:>6.2%}, {high:>7.2%}]"
-                f"  {attacked:>6}  {broken:>6}".rstrip()
-                for name, accuracy, (low, high), attacked, broken in rows
-            ),
+            table_text(("", "accuracy", "95% interval", "attacked", "broken"), rows),
             *self._weakest(),
             *(f"Warning: {warning}" for warning in self.warnings),
         ]

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from tfmot_atmc.slimming.analysis import graph_of, is_graph, nodes_of
+from tfmot_atmc.utils.tables import table_text
 
 _KERNEL_ATTRIBUTES = ("kernel", "depthwise_kernel")
 
@@ -95,7 +96,8 @@ class SlimmingReport:
 
     def __str__(self) -> str:
         after = {cost.name: cost for cost in self.after}
-        rows = [("layer", "kernel", "slimmed", "parameters", "slimmed", "MACs", "slimmed")]
+        columns = ("layer", "kernel", "slimmed", "parameters", "slimmed", "MACs", "slimmed")
+        rows: list[tuple[Any, ...]] = []
         for old in self.before:
             new = after[old.name]
             rows.append(
@@ -103,19 +105,15 @@ class SlimmingReport:
                     old.name,
                     "x".join(map(str, old.kernel_shape)),
                     "x".join(map(str, new.kernel_shape)),
-                    f"{old.parameters:,}",
-                    f"{new.parameters:,}",
-                    "?" if old.macs is None else f"{old.macs:,}",
-                    "?" if new.macs is None else f"{new.macs:,}",
+                    old.parameters,
+                    new.parameters,
+                    "?" if old.macs is None else old.macs,
+                    "?" if new.macs is None else new.macs,
                 )
             )
         (weights, fewer), (macs, less) = self.parameters, self.macs
-        rows.append(("total", "", "", f"{weights:,}", f"{fewer:,}", f"{macs:,}", f"{less:,}"))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
+        rows.append(("total", "", "", weights, fewer, macs, less))
+        lines = [table_text(columns, rows)]
         if self.latency_ms is not None:
             before, now = self.latency_ms
             lines.append(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,18 +28,12 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: if it cannot be written.
     """
     target = Path(path)
-    handle, name = tempfile.mkstemp(
-        dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix
-    )
-    os.close(handle)
-    partial = Path(name)
+    partial = target.with_name(f".{target.stem}.{secrets.token_hex(8)}{target.suffix}")
+    partial.touch(exist_ok=False)
     try:
         yield partial
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)  # mkstemp makes files that only their owner may read
-        os.umask(umask)
-        os.chmod(partial, 0o666 & ~umask)
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)

@@ -33,6 +33,7 @@ from tfmot_atmc.export.archive.unpacking import ArchiveError, Level, unpack
 from tfmot_atmc.export.tflite.flatbuffer import FILE_IDENTIFIER
 from tfmot_atmc.math.sizes import entropy_bits
 from tfmot_atmc.utils.files import write_bytes
+from tfmot_atmc.utils.tables import table_text
 
 __all__ = ["ArchiveError", "ArchiveReport", "pack", "pack_archive", "unpack", "unpack_archive"]
 
@@ -96,17 +97,12 @@ class ArchiveReport:
                 f"\npositions and codes {self.overhead:.3f} times their entropy bound of "
                 f"{self.entropy_bound:,.0f} bytes"
             )
-        rows = [("part", "bytes", "share")]
+        rows = []
         for name in ("graph", "position", "code", "codebook", "archive"):
             nbytes = getattr(self, f"{name}_bytes")
             label = {"graph": "graph", "archive": "total"}.get(name, f"{name}s")
-            rows.append((label, f"{nbytes:,}", f"{nbytes / self.archive_bytes:.1%}"))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            f"{part:<{widths[0]}}  {nbytes:>{widths[1]}}  {share:>{widths[2]}}"
-            for part, nbytes, share in rows
-        ]
-        return "\n".join([head, *lines])
+            rows.append((label, nbytes, f"{nbytes / self.archive_bytes:.1%}"))
+        return f"{head}\n{table_text(('part', 'bytes', 'share'), rows)}"
 
 
 class _Packer:

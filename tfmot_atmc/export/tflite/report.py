@@ -16,6 +16,7 @@ from tfmot_atmc.export.tflite import flatbuffer, sparse
 from tfmot_atmc.math.sizes import entropy_bits
 from tfmot_atmc.slimming import SlimmingReport
 from tfmot_atmc.utils.files import write_json
+from tfmot_atmc.utils.tables import table_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +204,7 @@ def format_tensors(tensors: tuple[TensorSummary, ...] | list[TensorSummary]) -> 
         "segments",
         "bound",
     )
-    rows = [header]
+    rows = []
     for tensor in tensors:
         unknown = tensor.nonzeros is None
         share = 0.0 if unknown or not tensor.size else 100.0 * (tensor.nonzeros or 0) / tensor.size
@@ -221,11 +222,7 @@ def format_tensors(tensors: tuple[TensorSummary, ...] | list[TensorSummary]) -> 
                 "?" if tensor.entropy_bytes is None else f"{tensor.entropy_bytes:,.0f}",
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    return table_text(header, rows)
 
 
 def inspect_tflite(path: str | os.PathLike[str]) -> list[TensorSummary]:
