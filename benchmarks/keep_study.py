@@ -4,10 +4,11 @@
     atmc study benchmarks/studies/mnist_chain.yaml --out mnist_chain
     python benchmarks/keep_study.py --study mnist_chain
 
-copies description, results, tables, figures and page to benchmarks/results/NAME, and replaces what
-stands in README.md and the pages of results between `<!-- NAME: WHAT -->` and `<!-- end -->`, where
-WHAT is `accuracies ATTACK, ...` or `FIRST minus SECOND`, and ` trained under NAME` where a study
-has several trainings.
+copies description, results, tables and the figures that a document shows to benchmarks/results/NAME
+(`atmc study DESCRIPTION --known RESULTS --report_only` makes the rest of them again), and replaces
+what stands in README.md and the pages of results between `<!-- NAME: WHAT -->` and `<!-- end -->`,
+where WHAT is `accuracies ATTACK, ...` or `FIRST minus SECOND`, and ` trained under NAME` where a
+study has several trainings.
 """
 
 from __future__ import annotations
@@ -27,17 +28,21 @@ STUDY = flags.DEFINE_string("study", None, "Folder that `atmc study --out` wrote
 NAME = flags.DEFINE_string("name", None, "Name of the kept study. [the study's own]")
 RESULTS = flags.DEFINE_string("results", str(ROOT / "benchmarks" / "results"), "Kept studies.")
 
-FILES = ("results.json", "results.csv", "tables.md", "page.html")
+FILES = ("results.json", "tables.md")
 
 
 def keep(study: Path, folder: Path) -> dict[str, Any]:
     """Copies a study's results; its models stay where they are."""
+    documents = "".join(document.read_text() for document in DOCUMENTS)
     results = json.loads((study / "results.json").read_text())
     folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         shutil.copyfile(study / name, folder / name)
     shutil.rmtree(folder / "figures", ignore_errors=True)
-    shutil.copytree(study / "figures", folder / "figures")
+    for figure in (study / "figures").glob("*.png"):
+        if f"/{folder.name}/figures/{figure.name})" in documents:
+            (folder / "figures").mkdir(exist_ok=True)
+            shutil.copyfile(figure, folder / "figures" / figure.name)
     description = yaml.safe_dump(results["description"], sort_keys=False)
     write_bytes(folder / "description.yaml", description.encode())
     return results

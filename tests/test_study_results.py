@@ -161,7 +161,7 @@ def test_tables_hold_means_and_intervals_as_markdown(done, tmp_path):
     assert comparisons([c for c in results["comparisons"] if c["n"] == 9]).startswith("| attack")
 
 
-def test_a_kept_study_fills_the_marked_places_of_a_document_each_time_anew(done, tmp_path):
+def test_a_kept_study_fills_the_marks_of_a_document_each_time_anew(done, tmp_path, monkeypatch):
     run_study(described(quantize_afterwards=[], bits=32), tmp_path / "out", jobs=0)
     document = tmp_path / "results.md"
     marks = ("<!-- small: accuracies clean, PGD-4 -->", "<!-- small: atmc minus al0 -->")
@@ -169,7 +169,11 @@ def test_a_kept_study_fills_the_marked_places_of_a_document_each_time_anew(done,
         f"Before\n\n{marks[0]}\nold\n<!-- end -->\n\n{marks[1]}\n<!-- end -->\nAfter\n"
     )
     (tmp_path / "out" / "figures").mkdir()
+    for name in ("shown", "unseen"):
+        (tmp_path / "out" / "figures" / f"{name}.png").write_text(name)
     keep_study = importlib.import_module("benchmarks.keep_study")
+    document.write_text(document.read_text() + "![](../results/small/figures/shown.png)\n")
+    monkeypatch.setattr(keep_study, "DOCUMENTS", [document])
     results = keep_study.keep(tmp_path / "out", tmp_path / "kept" / "small")
     texts = [fill(document.read_text(), "small", lambda what: study_table(results, what))]
     texts.append(fill(texts[0], "small", lambda what: study_table(results, what)))
@@ -185,13 +189,12 @@ def test_a_kept_study_fills_the_marked_places_of_a_document_each_time_anew(done,
     with pytest.raises(ValueError, match="no table 'atmc minus ap'"):
         study_table(results, "atmc minus ap")
     assert texts[0].startswith(f"Before\n\n{marks[0]}\n\n| method |")
-    assert texts[0].endswith("| +4.0 ± 5.0 |\n\n<!-- end -->\nAfter\n")
+    assert "| +4.0 ± 5.0 |\n\n<!-- end -->\nAfter\n" in texts[0]
     kept = tmp_path / "kept" / "small"
+    assert [path.name for path in (kept / "figures").iterdir()] == ["shown.png"]
     assert {path.name for path in kept.iterdir()} == {
         "description.yaml",
         "figures",
-        "page.html",
-        "results.csv",
         "results.json",
         "tables.md",
     }

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from typing import Any
 
@@ -55,4 +56,10 @@ def _show(results: dict[str, Any], console: Console) -> None:
         (*map(str, key), f"{row['size']:.5f}", *(row.get(attack, "") for attack in attacks))
         for key, row in found.items()
     ]
-    print_table(console, "Means over seeds", (*keys, "size ratio", *attacks), rows)
+    # What is the same in all rows stands above them.
+    same = [len(rows) > 1 and len(set(column)) == 1 for column in list(zip(*rows, strict=True))[:3]]
+    title = ", ".join(["Means over seeds", *itertools.compress(rows[0] if rows else (), same)])
+    kept = [not alike for alike in same] + [True] * (3 + len(attacks))
+    rows = [tuple(itertools.compress(row, kept)) for row in rows]
+    columns = tuple(itertools.compress((*keys, "size ratio", *attacks), kept))
+    print_table(console, title, columns, rows)
