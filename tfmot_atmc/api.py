@@ -20,7 +20,6 @@ from tfmot_atmc.compression import (
     compression_scope,
     deploy,
     fit_to_bytes,
-    objectives,
     plan_budget,
     quantize_after_training,
     strip_compression,
@@ -28,6 +27,7 @@ from tfmot_atmc.compression import (
 from tfmot_atmc.datasets import augmentation
 from tfmot_atmc.evaluation import evaluate_robustness, interop
 from tfmot_atmc.export import export_tflite
+from tfmot_atmc.methods import objectives
 from tfmot_atmc.models import references
 from tfmot_atmc.slimming import slim_model
 from tfmot_atmc.utils import distribution as replicas

@@ -18,7 +18,7 @@ import numpy as np
 
 from tfmot_atmc.compression.cloning import copy_model
 from tfmot_atmc.compression.model import CompressedModel
-from tfmot_atmc.compression.wrapping import find_slots, flat_layers
+from tfmot_atmc.compression.sites import find_slots, flat_layers
 from tfmot_atmc.export import ExportReport, TooLargeError, export_tflite, graph_bytes, weight_bytes
 from tfmot_atmc.math import parse_bytes
 from tfmot_atmc.slimming import is_graph, measure_influence, slim_model, trim_channels

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfmot_atmc.compression.wrapping import flat_layers
+from tfmot_atmc.compression.sites import flat_layers
 
 
 def copy_model(model: keras.Model) -> keras.Model:

@@ -13,8 +13,10 @@ import keras
 
 from tfmot_atmc.compression.budget import plan_budget
 from tfmot_atmc.compression.cloning import classes_of, copy_model, rebuild_model
+from tfmot_atmc.compression.continuing import continue_from, factors_of
 from tfmot_atmc.compression.model import CompressedModel
-from tfmot_atmc.compression.wrapping import find_slots, flat_layers, plain_classes
+from tfmot_atmc.compression.sites import find_slots, flat_layers
+from tfmot_atmc.compression.wrapping import plain_classes
 
 _MARK = "_tfmot_atmc_selected"
 Layers = Sequence[str] | Callable[[keras.layers.Layer], bool] | None
@@ -94,11 +96,7 @@ def compress(
         )
     factors = None
     if isinstance(to_compress, CompressedModel):
-        factors = {
-            factor.name: keras.ops.convert_to_numpy(factor.variable)
-            for kernel in to_compress.kernels
-            for factor in kernel.factors
-        }
+        factors = factors_of(to_compress)
         to_compress, in_place = strip_compression(to_compress), True
     if max_bytes is not None:
         method_arguments = _within(to_compress, max_bytes, method, method_arguments)
@@ -115,7 +113,7 @@ def compress(
         selected=selected,
     )
     if factors is not None:
-        compressed.continue_from(factors)
+        continue_from(compressed, factors)
     return compressed
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -21,17 +22,19 @@ from tfmot_atmc.compression.labels import (
     reported_metrics,
     within_bounds,
 )
-from tfmot_atmc.compression.objectives import get_objective
 from tfmot_atmc.compression.report import CompressionReport, compression_report
 from tfmot_atmc.compression.step import check_distributed, descend
 from tfmot_atmc.compression.wrapping import (
     composed_kernels,
+    constrained,
+    counted,
     layer_state,
     place_randomness,
     plain_classes,
     wrap_kernels,
 )
 from tfmot_atmc.constraints.base import Moment
+from tfmot_atmc.methods.objectives import get_objective
 from tfmot_atmc.utils import distribution
 
 
@@ -81,7 +84,7 @@ class CompressedModel(keras.Model):
         self.model = model
         self.method = methods.get(method)
         self.attack: attacks.Attack | None = None if attack is None else attacks.get(attack)
-        self.method.check_attack(self.attack)
+        self.attack = self.method.attack_policy(self.attack)
         self.validation_attack: attacks.Attack | None
         if validation_attack is not None:
             self.validation_attack = attacks.get(validation_attack)
@@ -91,9 +94,7 @@ class CompressedModel(keras.Model):
         self.attack_warmup = int(attack_warmup)
         self.seed = int(seed)
         self.selected = None if selected is None else sorted(int(i) for i in selected)
-        kernels, decisions = wrap_kernels(
-            model, self.method.kernel_for, lambda i, _: self.selected is None or i in self.selected
-        )
+        kernels, decisions = wrap_kernels(model, self.method, self.selected)
         if not kernels:
             reasons = "; ".join(f"{d.layer}: {d.reason}" for d in decisions) or "no weights"
             raise ValueError(
@@ -117,7 +118,7 @@ class CompressedModel(keras.Model):
         self._diverged = state(name="diverged", shape=(), dtype="bool", initializer="zeros")
         constraints = self.method.constraints()
         for constraint in constraints:
-            constraint.build(self._factors(), self.dense_size, state)
+            constraint.build(counted(self.kernels), self.dense_size, state)
         self.__dict__["_constraints"] = tuple(constraints)
         if self.validation_attack is not None or self.attack is not None:
             self._robust_loss = keras.metrics.Mean(name="robust_loss")
@@ -164,19 +165,14 @@ class CompressedModel(keras.Model):
         """Sets the planned number of optimizer steps, to which schedules refer."""
         self._horizon.assign(steps)
 
-    def continue_from(self, factors: dict[str, np.ndarray]) -> None:
-        """Takes over values of the same kernels' factors that can meet all constraints."""
-        shapes = {factor.name: tuple(factor.variable.shape) for factor in self._factors()}
-        if shapes != {name: value.shape for name, value in factors.items()}:
-            return
-        values = [factors[name] for name in shapes]
-        if any(c.holds_from_the_start and c.violation(values) for c in self.constraints):
-            return  # such as a lower rank: the start made from the kernels has it
-        for factor, value in zip(self._factors(), values, strict=True):
-            factor.variable.assign(value)
-
     def _factors(self) -> list:
         return [factor for kernel in self.kernels for factor in kernel.factors]
+
+    @property
+    def trainable_variables(self) -> list[keras.Variable]:
+        """Variables that training moves; fixed factors are none of them."""
+        fixed = {id(f.variable) for f in self._factors() if f.role == "fixed"}
+        return [v for v in super().trainable_variables if id(v) not in fixed]
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         return self.model(inputs, training=training)
@@ -196,9 +192,9 @@ class CompressedModel(keras.Model):
         values = [keras.ops.convert_to_numpy(f.variable) for f in self._factors()]
         # Sparsity before values: the codebook keeps zeros, and nonzeros nonzero.
         for constraint in reversed(self.constraints):
-            values = constraint.finalized(values)
+            values = constrained(self.kernels, constraint.finalized, values)
         for constraint in self.constraints:
-            violated = constraint.violation(values)
+            violated = constraint.violation(counted(self.kernels, values))
             if violated:
                 raise ValueError(f"{type(constraint).__name__} does not hold: {violated}.")
         return values
@@ -209,14 +205,14 @@ class CompressedModel(keras.Model):
         for factor, value in zip(self._factors(), values, strict=True):
             factor.variable.assign(value)
         for constraint in self.constraints:
-            constraint.adopt(values)
+            constraint.adopt(counted(self.kernels, values))
 
     def apply_constraints(self, gradients: Sequence[tf.Tensor] | None = None) -> None:
         """Projects the factors; the last line of a custom training loop's step.
 
         Args:
-            gradients: one for every factor, needed for growth by gradient only; under a strategy,
-                reduced over the distribution.
+            gradients: one for every factor that counts, needed for growth by gradient only; under a
+                strategy, reduced over the distribution.
         """
         distribution.together(self._project, gradients)
 
@@ -235,8 +231,10 @@ class CompressedModel(keras.Model):
 
     def _deployed(self) -> list[tf.Tensor]:
         values = [factor.read() for factor in self._factors()]
+        compiled = bool(getattr(self, "jit_compile", False))
         for constraint in reversed(self.constraints):
-            values = constraint.deploy(values, bool(getattr(self, "jit_compile", False)))
+            deploy = partial(constraint.deploy, compiled=compiled)
+            values = constrained(self.kernels, deploy, values)
         return values
 
     # --- Keras's steps ------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfmot_atmc.compression.cloning import copy_model
 from tfmot_atmc.compression.compress import strip_compression
 from tfmot_atmc.compression.model import CompressedModel
-from tfmot_atmc.compression.wrapping import find_slots, flat_layers, own_variables
+from tfmot_atmc.compression.sites import find_slots, flat_layers, own_variables
 from tfmot_atmc.math import optimal_zero_kmeans, zero_kmeans
 from tfmot_atmc.methods import Method
 

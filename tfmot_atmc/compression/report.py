@@ -127,14 +127,14 @@ def compression_report(
     """
     factors = []
     for kernel in kernels:
-        for factor in kernel.factors:
-            value = keras.ops.convert_to_numpy(factor.variable)
+        named = {p: keras.ops.convert_to_numpy(v) for p, v in kernel.variables.items()}
+        for part, value in kernel.kernel.counted(named).items():
             nonzero = value[value != 0]
             distinct = int(np.unique(nonzero).size)
             factors.append(
                 FactorReport(
-                    factor.name,
-                    factor.part,
+                    f"{kernel.name}:{part}",
+                    part,
                     tuple(value.shape),
                     int(nonzero.size),
                     distinct,

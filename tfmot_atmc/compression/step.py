@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from tfmot_atmc.attacks import ATTA
+from tfmot_atmc.compression.wrapping import counted
 from tfmot_atmc.utils import distribution
 
 __all__ = ["check_distributed", "descend"]
@@ -95,6 +96,9 @@ def _update(
     mine = [distribution.one(gradient) for gradient in gradients]
     safe = [None if g is None else tf.where(finite, g, tf.zeros_like(g)) for g in mine]
     by_id = {id(v): g for v, g in zip(variables, safe, strict=True)}
-    wanted = [by_id.get(id(factor.variable)) for factor in model._factors()]
+    wanted = [
+        by_id.get(id(f.variable)) if f.trained else tf.zeros_like(f.read())
+        for f in counted(model.kernels)
+    ]
     with tf.control_dependencies([good]):  # no step is counted where the inputs were refused
         model.apply_constraints(None if any(g is None for g in wanted) else wanted)

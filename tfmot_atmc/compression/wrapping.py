@@ -11,39 +11,29 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tfmot_atmc.compression.sites import (
+    Slot,
+    find_slots,
+    flat_layers,
+    own_variables,
+    site_of,
+    sites_in_model,
+)
 from tfmot_atmc.constraints import Factor
-from tfmot_atmc.kernels import Kernel, PlainKernel, thin_conv2d
+from tfmot_atmc.kernels import Kernel, PlainKernel, Site, thin_conv2d
+from tfmot_atmc.methods import Method
 
 # Kernels composed once for a whole train step, by the identity of the wrapped kernel.
 _COMPOSED: contextvars.ContextVar[dict[int, tf.Tensor] | None] = contextvars.ContextVar(
     "composed_kernels", default=None
 )
-
-_UNTOUCHED = (
-    keras.layers.Embedding,
-    keras.layers.BatchNormalization,
-    keras.layers.LayerNormalization,
-    keras.layers.GroupNormalization,
-    keras.layers.UnitNormalization,
-    keras.layers.Normalization,
-)
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A kernel that may be compressed: where it sits, and whether it may be factorised."""
-
-    layer: keras.layers.Layer
-    attribute: str
-    variable: keras.Variable
-    factorizable: bool
 
 
 @dataclass(frozen=True)
@@ -69,11 +59,17 @@ class LayerDecision:
 class WrappedKernel:
     """One kernel of one layer, composed from variables."""
 
-    name: str
+    site: Site
     layer: keras.layers.Layer
     attribute: str
     kernel: Kernel
+    costs: dict[str, float] = field(default_factory=dict)
     variables: dict[str, keras.Variable] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Name of its site, such as `"dense/kernel"`."""
+        return self.site.name
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -90,6 +86,9 @@ class WrappedKernel:
                 variable,
                 part in self.kernel.growable,
                 self.kernel.separable,
+                self.site,
+                self.kernel.roles.get(part, "weight"),
+                self.costs.get(part, 1.0),
             )
             for part, variable in self.variables.items()
         ]
@@ -133,17 +132,20 @@ def composed_kernels(
         _COMPOSED.reset(token)
 
 
-# --- which kernels ------------------------------------------------------------------------------
+def counted(kernels: Sequence[WrappedKernel], values: Sequence[Any] | None = None) -> list[Any]:
+    """Returns the factors on which constraints act, or of one value for each factor theirs."""
+    factors = [factor for kernel in kernels for factor in kernel.factors]
+    given = factors if values is None else values
+    return [value for factor, value in zip(factors, given, strict=True) if factor.counts]
 
 
-def flat_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """Returns the model itself and all layers inside it, each once, in a fixed order."""
-    return list(model._flatten_layers(include_self=True, recursive=True))
-
-
-def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
-    """Returns the variables of the layer itself, without those of layers inside it."""
-    return list(layer._trainable_variables) + list(layer._non_trainable_variables)
+def constrained(
+    kernels: Sequence[WrappedKernel], step: Callable[[list], list], values: Sequence[Any]
+) -> list[Any]:
+    """Returns the values of all factors after a constraint's step on those on which it acts."""
+    new = iter(step(counted(kernels, values)))
+    factors = [factor for kernel in kernels for factor in kernel.factors]
+    return [next(new) if f.counts else value for f, value in zip(factors, values, strict=True)]
 
 
 def layer_state(model: keras.layers.Layer) -> list[tuple[keras.Variable, tf.Tensor]]:
@@ -171,114 +173,77 @@ def place_randomness(model: keras.layers.Layer, step: tf.Tensor) -> None:
             generator.state.assign(tf.stack([state[0], counter]))
 
 
-def find_slots(layer: keras.layers.Layer) -> list[Slot] | str:
-    """Returns the compressible kernels of one layer, or the reason why there are none.
-
-    Args:
-        layer: a layer; layers inside it are not looked at.
-
-    Returns:
-        A list of slots, or a reason. A layer with `get_compressible_weights` decides itself; of
-        the others Dense, Conv1D and Conv2D are factorizable unless grouped, and grouped and
-        depthwise convolutions compressible.
-    """
-    if not layer.built:
-        return "not built"
-    if not layer.trainable:
-        return "frozen (trainable=False)"
-    if getattr(layer, "quantization_mode", None):
-        return f"already quantized ({layer.quantization_mode})"
-    if getattr(layer, "lora_enabled", False):
-        return "LoRA is enabled; merge it first"
-    if hasattr(layer, "get_compressible_weights"):
-        return [
-            Slot(layer, attribute_of(layer, variable), variable, False)
-            for variable in layer.get_compressible_weights()
-        ]
-    if isinstance(layer, _UNTOUCHED):
-        return "normalisation or embedding"
-    if isinstance(layer, (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D)):
-        variable = layer._kernel
-        return [Slot(layer, "kernel", variable, getattr(layer, "groups", 1) == 1)]
-    if isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):
-        return [Slot(layer, "kernel", layer.kernel, False)]
-    return "no rule for this layer; give it get_compressible_weights()"
-
-
-def attribute_of(layer: keras.layers.Layer, variable: keras.Variable) -> str:
-    """Returns the name of the attribute under which a layer reads one of its variables."""
-    for name, value in vars(layer).items():
-        if value is variable:
-            public = name.lstrip("_")
-            return public if isinstance(getattr(type(layer), public, None), property) else name
-    raise ValueError(
-        f"get_compressible_weights() of layer '{layer.name}' returned a variable that is not an "
-        "attribute of the layer itself. Return variables that the layer holds, such as "
-        f"self.kernel. Received {variable!r}."
-    )
-
-
 def wrap_kernels(
-    model: keras.layers.Layer,
-    kernel_for: Callable[[bool], Kernel],
-    selected: Callable[[int, keras.layers.Layer], bool] = lambda index, layer: True,
+    model: keras.layers.Layer, method: Method, selected: Sequence[int] | None = None
 ) -> tuple[list[WrappedKernel], list[LayerDecision]]:
     """Replaces the compressible kernels of a model, in place.
 
     Args:
         model: a built model or layer.
-        kernel_for: returns the kernel for a slot, given whether it may be factorised.
-        selected: whether to consider the layer at an index of `flat_layers(model)`.
+        method: says which kernel a site gets, and what entries of its factors cost.
+        selected: indices in `flat_layers(model)` of the layers to consider; None for all.
 
     Returns:
         The wrapped kernels, and a decision for every layer that has weights.
     """
+    decisions: list[LayerDecision] = []
+    chosen: list[list[Slot]] = []
+    for layer, found in _found_slots(model, selected):
+        path, cls = layer.path or layer.name, type(layer).__name__
+        if isinstance(found, str):
+            size = sum(int(np.prod(v.shape)) for v in own_variables(layer))
+            decisions.append(LayerDecision(path, cls, "left alone", found, size))
+            continue
+        chosen.append(found)
+        size = sum(int(np.prod(slot.variable.shape)) for slot in found)
+        decisions.append(LayerDecision(path, cls, "compressed", "", size))
+    wrapped = _wrapped(model, chosen, method)
+    factorized = {k.layer.path for k in wrapped if not isinstance(k.kernel, PlainKernel)}
+    decisions = [
+        replace(d, action="factorized") if d.layer in factorized and not d.reason else d
+        for d in decisions
+    ]
+    return wrapped, decisions
+
+
+def _found_slots(
+    model: keras.layers.Layer, selected: Sequence[int] | None
+) -> Iterator[tuple[keras.layers.Layer, list[Slot] | str]]:
+    """Yields each layer that has weights, with its slots or the reason why it has none."""
     layers = flat_layers(model)
     owners: dict[int, int] = {}
     for layer in layers:
         for variable in own_variables(layer):
             owners[id(variable)] = owners.get(id(variable), 0) + 1
-    wrapped: list[WrappedKernel] = []
-    decisions: list[LayerDecision] = []
     for index, layer in enumerate(layers):
-        variables = own_variables(layer)
-        if not variables:
+        if not own_variables(layer):
             continue
         found: list[Slot] | str = find_slots(layer)
-        if not selected(index, layer):
+        if selected is not None and index not in selected:
             found = "not selected"
         elif not isinstance(found, str):
             if any(owners[id(slot.variable)] > 1 for slot in found):
                 found = "its kernel is shared with another layer"
             elif not found:
                 found = "get_compressible_weights() returned nothing"
-        path = layer.path or layer.name
-        if isinstance(found, str):
-            size = sum(int(np.prod(v.shape)) for v in variables)
-            decisions.append(LayerDecision(path, type(layer).__name__, "left alone", found, size))
-            continue
-        new = _wrap_layer(layer, found, kernel_for)
-        wrapped += new
-        plain = all(isinstance(kernel.kernel, PlainKernel) for kernel in new)
-        decisions.append(
-            LayerDecision(
-                path,
-                type(layer).__mro__[2].__name__,
-                "compressed" if plain else "factorized",
-                "",
-                sum(int(np.prod(kernel.shape)) for kernel in new),
-            )
-        )
-    _make_names_unique(wrapped)
-    return wrapped, decisions
+        yield layer, found
 
 
-def _make_names_unique(kernels: list[WrappedKernel]) -> None:
-    seen: dict[str, int] = {}
-    for kernel in kernels:
-        seen[kernel.name] = seen.get(kernel.name, 0) + 1
-        if seen[kernel.name] > 1:
-            kernel.name = f"{kernel.name}_{seen[kernel.name] - 1}"
+def _wrapped(
+    model: keras.layers.Layer, chosen: Sequence[Sequence[Slot]], method: Method
+) -> list[WrappedKernel]:
+    """Wraps the slots of each layer, when all sites and their kernels are known."""
+    slots = [slot for mine in chosen for slot in mine]
+    sites = [
+        site_of(s.layer, s.attribute, s.variable.shape, s.factorizable and s.variable.ndim >= 2)
+        for s in slots
+    ]
+    sites = sites_in_model(model, [slot.layer for slot in slots], sites)
+    made = iter([(site, method.kernel_for(site)) for site in sites])
+    wrapped = []
+    for mine in chosen:
+        wrapped += _wrap_layer(mine, [next(made) for _ in mine], method)
+    return wrapped
 
 
 # --- the exchange of class ------------------------------------------------------------------------
@@ -332,28 +297,27 @@ def _composed_class(base: type, attributes: tuple[str, ...]) -> type:
 
 
 def _wrap_layer(
-    layer: keras.layers.Layer, slots: Sequence[Slot], kernel_for: Callable[[bool], Kernel]
+    slots: Sequence[Slot], planned: Sequence[tuple[Site, Kernel]], method: Method
 ) -> list[WrappedKernel]:
-    path = layer.path or layer.name
+    layer = slots[0].layer
     made = []
-    for slot in slots:
-        kernel = kernel_for(slot.factorizable and len(slot.variable.shape) >= 2)
-        name = f"{path}/{slot.attribute.lstrip('_')}"
-        wrapped = WrappedKernel(name, layer, slot.attribute, kernel)
+    for slot, (site, kernel) in zip(slots, planned, strict=True):
+        wrapped = WrappedKernel(site, layer, slot.attribute, kernel)
         values = kernel.initial_values(keras.ops.convert_to_numpy(slot.variable))
         layer._tracker.unlock()
         for part, value in values.items():
             if part == kernel.main:
                 slot.variable.assign(value)
                 wrapped.variables[part] = slot.variable
-                continue
-            wrapped.variables[part] = layer.add_weight(
-                name=f"{slot.attribute.lstrip('_')}_{part}",
-                shape=value.shape,
-                dtype=slot.variable.dtype,
-                initializer="zeros",
-            )
-            wrapped.variables[part].assign(value)
+            else:
+                wrapped.variables[part] = layer.add_weight(
+                    name=f"{slot.attribute.lstrip('_')}_{part}",
+                    shape=value.shape,
+                    dtype=slot.variable.dtype,
+                    initializer="zeros",
+                )
+                wrapped.variables[part].assign(value)
+            wrapped.costs[part] = float(method.cost_of(site, part))
         layer._tracker.lock()
         made.append(wrapped)
     attributes = tuple(slot.attribute for slot in slots)

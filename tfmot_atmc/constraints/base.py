@@ -5,26 +5,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tfmot_atmc.kernels import Site
 from tfmot_atmc.utils.configurable import Configurable
 
 AddWeight = Callable[..., keras.Variable]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Factor:
-    """One trainable tensor that constraints act on.
+    """One of the tensors that a kernel is made from.
+
+    Constraints are given those that count; scores and fixed tensors are not among them.
 
     Attributes:
         name: unique name, such as `"dense/kernel:V"`.
         part: name of the factor in its kernel, such as `"V"`.
-        variable: the trainable variable, float32.
+        variable: its variable, float32.
         growable: whether growth by gradient may open new entries here.
         separable: whether it is of a kernel that is read as vertical and horizontal filters.
+        site: where its kernel sits; None for a variable on its own.
+        role: `"weight"`, `"score"` (trained, decides about weights) or `"fixed"` (never trained).
+        cost: what one entry takes of a budget.
     """
 
     name: str
@@ -32,10 +39,57 @@ class Factor:
     variable: keras.Variable
     growable: bool = True
     separable: bool = False
+    site: Site | None = None
+    role: str = "weight"
+    cost: float = 1.0
+
+    @property
+    def counts(self) -> bool:
+        """Whether constraints act on it, and budgets count it."""
+        return self.role == "weight"
+
+    @property
+    def trained(self) -> bool:
+        """Whether training moves it: it is not fixed, and its layer is not frozen."""
+        return self.role != "fixed" and bool(self.variable.trainable)
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return int(np.prod(self.variable.shape))
 
     def read(self) -> tf.Tensor:
         """Returns the value in the variable's own dtype, whatever autocasting is on."""
         return tf.convert_to_tensor(self.variable.value)
+
+
+def trained(factors: Sequence[Factor], items: Sequence[Any]) -> list[Any]:
+    """Returns of one item a factor those of the factors that are trained now."""
+    return [item for factor, item in zip(factors, items, strict=True) if factor.trained]
+
+
+def placed(factors: Sequence[Factor], new: Sequence[Any], items: Sequence[Any]) -> list[Any]:
+    """Returns `items` with `new` ones in the places of the factors that are trained now."""
+    rest = iter(new)
+    return [
+        next(rest) if factor.trained else item for factor, item in zip(factors, items, strict=True)
+    ]
+
+
+def dense_cost(factors: Sequence[Factor], dense_size: int) -> int:
+    """Returns what the dense kernels behind factors that are trained now take of a budget.
+
+    Args:
+        factors: of each kernel the main one first.
+        dense_size: the answer where factors do not know their sites, and entries cost one.
+    """
+    sites = {factor.site.name for factor in factors if factor.site and factor.trained}
+    mains: dict[str, Factor] = {}
+    for factor in factors:
+        if factor.site is None:
+            return dense_size
+        mains.setdefault(factor.site.name, factor)
+    return int(sum(f.site.size * f.cost for name, f in mains.items() if f.site and name in sites))
 
 
 @dataclass(frozen=True)
@@ -59,7 +113,7 @@ class Moment:
         return tf.cast(tf.round(point * tf.cast(self.horizon, tf.float32)), tf.int32)
 
 
-class Constraint(Configurable):
+class Constraint(Configurable, kind="constraint"):
     """A set that the factors of a model must lie in, and how training gets there.
 
     Within one train step the order is: `penalty` of every constraint is added to the loss, the
@@ -78,7 +132,8 @@ class Constraint(Configurable):
         """Creates the constraint's own state.
 
         Args:
-            factors: all factors of the model, in a fixed order.
+            factors: all factors of the model that count, in a fixed order. Those that are not
+                `trained`, because their layer has been frozen, are left as they are from then on.
             dense_size: number of parameters of the dense kernels that the factors stand for.
             add_weight: creates a non-trainable, saved variable; takes `name`, `shape`, `dtype` and
                 `initializer` like `keras.layers.Layer.add_weight`.

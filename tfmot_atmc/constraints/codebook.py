@@ -133,8 +133,10 @@ class Codebook(Constraint):
         terms = [
             tf.reduce_sum(tf.square(s.factor.read() - s.duplicate.value + s.dual.value))
             for s in self._states
-            if s.duplicate is not None and s.dual is not None
+            if s.duplicate is not None and s.dual is not None and s.factor.trained
         ]
+        if not terms:
+            return None
         return tf.cond(
             self.active.value, lambda: 0.5 * self.rho * tf.add_n(terms), lambda: tf.constant(0.0)
         )
@@ -150,7 +152,7 @@ class Codebook(Constraint):
 
     def _update_duals(self, compiled: bool) -> tf.Tensor:
         for state in self._states:
-            if state.duplicate is None or state.dual is None:
+            if state.duplicate is None or state.dual is None or not state.factor.trained:
                 continue
             theta = state.factor.read()
             found = self._cluster(theta + state.dual.value, compiled, state)
@@ -172,7 +174,7 @@ class Codebook(Constraint):
 
     def _tie(self, compiled: bool) -> tf.Tensor:
         for state in self._states:
-            if state.members is None:
+            if state.members is None or not state.factor.trained:
                 continue
             value = state.factor.read()
             values, codebook = distribution.first(self._best_clusters(value, compiled))
@@ -204,8 +206,10 @@ class Codebook(Constraint):
         found = [
             (state, *self._means(state, state.members.value, compiled))
             for state in self._states
-            if state.members is not None
+            if state.members is not None and state.factor.trained
         ]
+        if not found:
+            return tf.constant(True)
         # A device may add up in any order: the machines agree on one result.
         agreed = distribution.first([means for _, means, _ in found])
         for (state, _, spread), means in zip(found, agreed, strict=True):
@@ -271,13 +275,18 @@ class Codebook(Constraint):
         def snapped() -> list[tf.Tensor]:
             return [
                 assign_to_codebook(value, state.codebook.value, where=value != 0)
+                if state.factor.trained
+                else tf.identity(value)
                 for value, state in zip(values, self._states, strict=True)
             ]
 
         return tf.cond(self.active.value, snapped, lambda: [tf.identity(v) for v in values])
 
     def finalized(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return [self._quantized(value) for value in values]
+        return [
+            self._quantized(value) if state.factor.trained else value
+            for value, state in zip(values, self._states, strict=True)
+        ]
 
     def _quantized(self, value: np.ndarray) -> np.ndarray:
         nonzero = value[value != 0]
@@ -288,6 +297,8 @@ class Codebook(Constraint):
 
     def adopt(self, values: Sequence[np.ndarray]) -> None:
         for value, state in zip(values, self._states, strict=True):
+            if not state.factor.trained:
+                continue
             distinct = np.unique(value[value != 0])
             padded = np.full(self.num_values, distinct[-1] if distinct.size else 0, value.dtype)
             padded[: distinct.size] = distinct
@@ -303,7 +314,7 @@ class Codebook(Constraint):
     def violation(self, values: Sequence[np.ndarray]) -> str | None:
         for value, state in zip(values, self._states, strict=True):
             distinct = np.unique(value[value != 0]).size
-            if distinct > self.num_values:
+            if distinct > self.num_values and state.factor.trained:
                 return (
                     f"{state.factor.name} has {distinct} distinct values, at most {self.num_values}"
                 )

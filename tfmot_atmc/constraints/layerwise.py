@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfmot_atmc.constraints.base import AddWeight, Constraint, Factor
+from tfmot_atmc.constraints.base import AddWeight, Constraint, Factor, placed, trained
 from tfmot_atmc.constraints.sparsity import GlobalSparsity, GradientGrowth
 from tfmot_atmc.math import allocate_budget, project_l0
 
@@ -65,36 +65,43 @@ class LayerwiseSparsity(GlobalSparsity):
         self.exponent = exponent
 
     def build(self, factors: Sequence[Factor], dense_size: int, add_weight: AddWeight) -> None:
+        if any(factor.cost != 1 for factor in factors):
+            raise ValueError(
+                "A budget for each layer counts nonzeros, so all entries must cost 1. Use one "
+                "budget for all layers, `layer_exponent=None`, with other costs."
+            )
         super().build(factors, dense_size, add_weight)
-        layers = budgets_of_layers(self._factors, self.budget, self.exponent)
-        self._names, self._layers, self._budgets = zip(*layers, strict=True)
-        sizes = [int(np.prod(f.variable.shape)) for f in self._factors]
-        self._entries = [sum(sizes[i] for i in members) for members in self._layers]
+
+    def _layers(self) -> list[tuple[str, list[int], int]]:
+        """Returns name, members among the factors that are trained, and budget of each layer."""
+        factors = [factor for factor in self._factors if factor.trained]
+        return budgets_of_layers(factors, self.budget, self.exponent)
 
     def _top(self, scores: Sequence[tf.Tensor], k: Any, compiled: bool = False) -> list[tf.Tensor]:
-        total, own = sum(self._entries), sum(self._budgets)
+        layers = self._layers()
+        entries = [sum(int(np.prod(scores[i].shape)) for i in members) for _, members, _ in layers]
+        total, own = sum(entries), sum(budget for _, _, budget in layers)
         above = tf.cast(k, tf.float64) - own
         above = tf.clip_by_value(above / max(1, total - own), 0.0, 1.0)
         masks: dict[int, tf.Tensor] = {}
-        for members, entries, budget in zip(
-            self._layers, self._entries, self._budgets, strict=True
-        ):
-            count = budget + tf.cast(tf.floor(above * (entries - budget)), tf.int32)
+        for (_, members, budget), size in zip(layers, entries, strict=True):
+            count = budget + tf.cast(tf.floor(above * (size - budget)), tf.int32)
             found = super()._top([scores[i] for i in members], count, compiled)
             masks.update(zip(members, found, strict=True))
         return [masks[i] for i in range(len(scores))]
 
     def finalized(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
-        final = list(values)
-        for members, budget in zip(self._layers, self._budgets, strict=True):
-            projected = project_l0([tf.constant(values[i]) for i in members], budget)
+        final = trained(self._factors, values)
+        for _, members, budget in self._layers():
+            projected = project_l0([tf.constant(final[i]) for i in members], budget)
             for index, value in zip(members, projected, strict=True):
                 final[index] = value.numpy()
-        return final
+        return placed(self._factors, final, values)
 
     def violation(self, values: Sequence[np.ndarray]) -> str | None:
-        for name, members, budget in zip(self._names, self._layers, self._budgets, strict=True):
-            nonzeros = sum(int(np.count_nonzero(values[i])) for i in members)
+        acting = trained(self._factors, values)
+        for name, members, budget in self._layers():
+            nonzeros = sum(int(np.count_nonzero(acting[i])) for i in members)
             if nonzeros > budget:
                 return f"{nonzeros} nonzeros in {name}, budget {budget}"
         return None

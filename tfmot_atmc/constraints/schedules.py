@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from tfmot_atmc.constraints.base import Moment
-from tfmot_atmc.utils.configurable import Configurable
+from tfmot_atmc.utils.configurable import Configurable, get_configured
+from tfmot_atmc.utils.registry import check_arguments
 
 
-class BudgetSchedule(Configurable):
+class BudgetSchedule(Configurable, kind="schedule"):
     """The number of nonzeros allowed at a moment of training.
 
     Subclasses override `budget`. Points in time are given as optimizer steps (int) or as a
@@ -45,7 +45,7 @@ def _check_point(name: str, value: int | float) -> int | float:
     return value
 
 
-class ConstantBudget(BudgetSchedule):
+class ConstantBudget(BudgetSchedule, name="constant"):
     """The final budget from `begin` on; no limit before.
 
     Args:
@@ -60,7 +60,7 @@ class ConstantBudget(BudgetSchedule):
         return tf.where(moment.step >= moment.at(self.begin), k, tf.maximum(total, k))
 
 
-class CubicBudget(BudgetSchedule):
+class CubicBudget(BudgetSchedule, name="cubic"):
     """A budget that falls from `initial_ratio` to the final one along a cubic.
 
     With q the progress from `begin` to `end`, the budget is k + (k_0 - k)(1 - q)^3. Pruning
@@ -140,27 +140,22 @@ class PruningScheduleBudget(BudgetSchedule):
         return cls(getattr(sparsity, schedule["class_name"]).from_config(schedule["config"]))
 
 
-def get_schedule(identifier: Any) -> BudgetSchedule:
+def get_schedule(identifier: Any, **arguments: Any) -> BudgetSchedule:
     """Returns a budget schedule.
 
     Args:
         identifier: a `BudgetSchedule`; `"cubic"` or `"constant"`; a TFMOT `PruningSchedule`; or
             the config of a serialised schedule.
+        **arguments: arguments of a schedule given by name.
 
     Returns:
         A `BudgetSchedule`.
 
     Raises:
         ValueError: for an unknown name.
-        TypeError: for an object that is none of these.
+        TypeError: for an object that is none of these, or for unknown arguments.
     """
-    if isinstance(identifier, BudgetSchedule):
-        return identifier
-    if isinstance(identifier, dict):
-        return keras.saving.deserialize_keras_object(identifier)
-    if isinstance(identifier, str):
-        known = {"cubic": CubicBudget, "constant": ConstantBudget}
-        if identifier not in known:
-            raise ValueError(f"Unknown schedule {identifier!r}. Known: {sorted(known)}.")
-        return known[identifier]()
+    if isinstance(identifier, (BudgetSchedule, dict, str)):
+        return get_configured(BudgetSchedule, identifier, arguments)
+    check_arguments(type(identifier).__name__, arguments, [])
     return PruningScheduleBudget(identifier)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -11,7 +12,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmot_atmc.constraints.base import AddWeight, Constraint, Factor, Moment
+from tfmot_atmc.constraints.base import (
+    AddWeight,
+    Constraint,
+    Factor,
+    Moment,
+    dense_cost,
+    placed,
+    trained,
+)
 from tfmot_atmc.constraints.schedules import BudgetSchedule, get_schedule
 from tfmot_atmc.math import l0_masks, project_l0
 from tfmot_atmc.utils.configurable import Configurable
@@ -99,13 +108,15 @@ class GlobalSparsity(Constraint):
 
     def build(self, factors: Sequence[Factor], dense_size: int, add_weight: AddWeight) -> None:
         self._factors = list(factors)
-        self._total = dense_size
-        ratio = self.ratio if self.ratio is not None else self.schedule.final_ratio
-        exact = exact_budget(round(ratio or 0, 9), dense_size)
-        self.budget = exact if self.k is None else self.k
-        entries = sum(int(np.prod(f.variable.shape)) for f in self._factors)
+        self._dense_size = dense_size
+        entries = sum(f.size * f.cost for f in self._factors)
+        # Schedules reckon in int32: so many units of cost stand for one of theirs.
+        self._unit = math.ceil(max(entries, 1) / 2**30)
         self.current = add_weight(
-            name="budget", shape=(), dtype="int32", initializer=keras.initializers.Constant(entries)
+            name="budget",
+            shape=(),
+            dtype="int32",
+            initializer=keras.initializers.Constant(math.ceil(entries / self._unit)),
         )
         self._masks = []
         self._tops: dict[bool, Any] = {}
@@ -117,14 +128,31 @@ class GlobalSparsity(Constraint):
                 for i, f in enumerate(self._factors)
             ]
 
+    @property
+    def total(self) -> int:
+        """What the dense kernels of all layers that are not frozen cost: 1 an entry by default."""
+        return dense_cost(self._factors, self._dense_size)
+
+    @property
+    def budget(self) -> int:
+        """What all that is left in those layers may cost: the number of nonzeros by default."""
+        if self.k is not None:
+            return self.k
+        ratio = self.ratio if self.ratio is not None else self.schedule.final_ratio
+        return exact_budget(round(ratio or 0, 9), self.total)
+
     def _top(self, scores: Sequence[tf.Tensor], k: Any, compiled: bool = False) -> list[tf.Tensor]:
-        """Returns where the k largest magnitudes over all tensors are.
+        """Returns what is worth most of the scores of all factors that are trained, within k.
 
         One vector of all entries, and one trace for all callers, keep the graph of a deep model
         small.
         """
+        algorithm = "bisection" if compiled else "histogram"
+        costs = [factor.cost for factor in self._factors if factor.trained]
+        if set(costs) - {1.0}:
+            limit = tf.cast(k, tf.float64) * self._unit
+            return l0_masks(scores, limit, costs, algorithm=algorithm)
         if compiled not in self._tops:
-            algorithm = "bisection" if compiled else "histogram"
             self._tops[compiled] = tf.function(
                 lambda flat, count: l0_masks([flat], count, algorithm=algorithm)[0],
                 autograph=False,
@@ -136,14 +164,19 @@ class GlobalSparsity(Constraint):
         return [tf.reshape(part, score.shape) for part, score in zip(parts, scores, strict=True)]
 
     def project(self, moment: Moment, gradients: Sequence[tf.Tensor] | None) -> None:
-        budget = self.schedule.budget(moment, self.budget, self._total, self.current.value)
+        allowed, total = self.budget // self._unit, self.total // self._unit
+        budget = self.schedule.budget(moment, allowed, total, self.current.value)
         self.current.assign(budget)
-        values = [f.read() for f in self._factors]
+        values = [f.read() for f in self._factors if f.trained]
+        if not values:
+            return
         if self.growth is None:
             self._assign_within(values, self._top(values, budget, moment.compiled))
             return
         if gradients is None:
             raise ValueError("Growth by gradient needs the gradients of the step.")
+        gradients = trained(self._factors, gradients)
+        supports = trained(self._factors, self._masks)
         first = moment.at(self.growth.begin)
         fixed = moment.step > first
         event = fixed & (moment.step <= moment.at(self.growth.end))
@@ -155,12 +188,12 @@ class GlobalSparsity(Constraint):
         def kept() -> list[tf.Tensor]:
             return tf.cond(
                 fixed,
-                lambda: [tf.identity(mask.value) for mask in self._masks],
+                lambda: [tf.identity(mask.value) for mask in supports],
                 lambda: self._top(values, budget, moment.compiled),
             )
 
         masks = tf.cond(event, moved, kept)
-        for variable, mask in zip(self._masks, masks, strict=True):
+        for variable, mask in zip(supports, masks, strict=True):
             variable.assign(mask)
         self._assign_within(values, masks)
 
@@ -179,7 +212,9 @@ class GlobalSparsity(Constraint):
         )
         share = growth.fraction * tf.clip_by_value(left, 0.0, 1.0)
         moving = tf.cast(share * tf.cast(budget, tf.float32), tf.int32)
-        held = [tf.where(m.value, v, 0.0) for v, m in zip(values, self._masks, strict=True)]
+        factors = trained(self._factors, self._factors)
+        supports = trained(self._factors, self._masks)
+        held = [tf.where(m.value, v, 0.0) for v, m in zip(values, supports, strict=True)]
         keep = [
             mask & (value != 0)
             for mask, value in zip(
@@ -188,34 +223,50 @@ class GlobalSparsity(Constraint):
         ]
         scores = [
             tf.where(stays, 0.0, g) if factor.growable else tf.zeros_like(g)
-            for stays, g, factor in zip(keep, gradients, self._factors, strict=True)
+            for stays, g, factor in zip(keep, gradients, factors, strict=True)
         ]
         grow = self._top(scores, moving, moment.compiled)
         return [a | (b & (score != 0)) for a, b, score in zip(keep, grow, scores, strict=True)]
 
     def _assign_within(self, values: Sequence[tf.Tensor], masks: Sequence[tf.Tensor]) -> None:
-        for factor, value, mask in zip(self._factors, values, masks, strict=True):
+        factors = trained(self._factors, self._factors)
+        for factor, value, mask in zip(factors, values, masks, strict=True):
             factor.variable.assign(tf.where(mask, value, tf.zeros_like(value)))
 
     def deploy(self, values: Sequence[tf.Tensor], compiled: bool = False) -> list[tf.Tensor]:
-        def pruned() -> list[tf.Tensor]:
-            masks = self._top(values, self.budget, compiled)
-            return [tf.where(m, v, tf.zeros_like(v)) for v, m in zip(values, masks, strict=True)]
+        acting, allowed = trained(self._factors, values), self.budget // self._unit
+        if not acting:
+            return list(values)
 
-        return tf.cond(
-            self.current.value <= self.budget,  # the factors are within the final budget already
-            lambda: [tf.identity(value) for value in values],
+        def pruned() -> list[tf.Tensor]:
+            masks = self._top(acting, allowed, compiled)
+            return [tf.where(m, v, tf.zeros_like(v)) for v, m in zip(acting, masks, strict=True)]
+
+        found = tf.cond(
+            self.current.value <= allowed,  # the factors are within the final budget already
+            lambda: [tf.identity(value) for value in acting],
             pruned,
         )
+        return placed(self._factors, found, values)
 
     def finalized(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
-        tensors = [tf.constant(value) for value in values]
-        return [value.numpy() for value in project_l0(tensors, self.budget)]
+        return self._projected(values, self.budget)
+
+    def _projected(self, values: Sequence[np.ndarray], budget: int) -> list[np.ndarray]:
+        tensors = [tf.constant(value) for value in trained(self._factors, values)]
+        if not tensors:
+            return list(values)
+        costs = [factor.cost for factor in self._factors if factor.trained]
+        found = project_l0(tensors, budget, costs if set(costs) - {1.0} else None)
+        return placed(self._factors, [value.numpy() for value in found], values)
 
     def violation(self, values: Sequence[np.ndarray]) -> str | None:
-        nonzeros = sum(int(np.count_nonzero(value)) for value in values)
-        if nonzeros > self.budget:
-            return f"{nonzeros} nonzeros, budget {self.budget}"
+        counts = [int(np.count_nonzero(value)) for value in values]
+        acting = [(n, f.cost) for n, f in zip(counts, self._factors, strict=False) if f.trained]
+        spent = sum(n if cost == 1 else n * cost for n, cost in acting)
+        if spent > self.budget:
+            unit = "nonzeros" if all(cost == 1 for _, cost in acting) else "of cost"
+            return f"{spent} {unit}, budget {self.budget}"
         return None
 
     def scalars(self) -> dict[str, float]:

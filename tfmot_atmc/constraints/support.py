@@ -8,7 +8,15 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfmot_atmc.constraints.base import AddWeight, Constraint, Factor, Moment
+from tfmot_atmc.constraints.base import (
+    AddWeight,
+    Constraint,
+    Factor,
+    Moment,
+    dense_cost,
+    placed,
+    trained,
+)
 from tfmot_atmc.constraints.layerwise import budgets_of_layers
 from tfmot_atmc.constraints.sparsity import exact_budget
 from tfmot_atmc.math import allocate_budget, l0_masks
@@ -52,8 +60,8 @@ class FixedSupport(Constraint):
 
     def build(self, factors: Sequence[Factor], dense_size: int, add_weight: AddWeight) -> None:
         self._factors = list(factors)
-        ratio = round(self.ratio or 0, 9)
-        self.budget = exact_budget(ratio, dense_size) if self.k is None else int(self.k)
+        ratio, total = round(self.ratio or 0, 9), dense_cost(factors, dense_size)
+        self.budget = exact_budget(ratio, total) if self.k is None else int(self.k)
         self._masks = []
         for i, (factor, mask) in enumerate(zip(factors, self._largest(), strict=True)):
             variable = add_weight(
@@ -65,8 +73,9 @@ class FixedSupport(Constraint):
 
     def _largest(self) -> list[tf.Tensor]:
         values = [factor.read() for factor in self._factors]
+        costs = [factor.cost for factor in self._factors]
         if self.layer_exponent is None:
-            return l0_masks(values, self.budget)
+            return l0_masks(values, self.budget, costs if set(costs) - {1.0} else None)
         masks: dict[int, tf.Tensor] = {}
         for _, members, budget in budgets_of_layers(
             self._factors, self.budget, self.layer_exponent
@@ -77,6 +86,8 @@ class FixedSupport(Constraint):
 
     def _apply(self) -> None:
         for factor, mask in zip(self._factors, self._masks, strict=True):
+            if not factor.trained:
+                continue
             value = factor.read()
             factor.variable.assign(tf.where(mask.value, value, tf.zeros_like(value)))
 
@@ -84,11 +95,15 @@ class FixedSupport(Constraint):
         self._apply()
 
     def finalized(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
-        masks = [mask.numpy() for mask in self._masks]
-        return [np.where(m, v, 0).astype(v.dtype) for v, m in zip(values, masks, strict=True)]
+        pairs = zip(
+            trained(self._factors, values), trained(self._factors, self._masks), strict=True
+        )
+        kept = [np.where(mask.numpy(), v, 0).astype(v.dtype) for v, mask in pairs]
+        return placed(self._factors, kept, values)
 
     def violation(self, values: Sequence[np.ndarray]) -> str | None:
-        nonzeros = sum(int(np.count_nonzero(value)) for value in values)
-        if nonzeros > self.budget:
-            return f"{nonzeros} nonzeros, budget {self.budget}"
+        for factor, value, mask in zip(self._factors, values, self._masks, strict=True):
+            outside = int(np.count_nonzero(value[~mask.numpy()]))
+            if outside and factor.trained:
+                return f"{outside} nonzeros of {factor.name} outside the support"
         return None

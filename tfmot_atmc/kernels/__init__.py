@@ -2,12 +2,13 @@
 """How a layer's kernel is made from trainable tensors.
 
 A `Kernel` turns a few tensors (its *factors*) into the one tensor a layer multiplies with. It
-knows tensors only: no layers, no constraints, no training.
+knows tensors only: no layers, no constraints, no training. A `Site` says where one sits.
 """
 
 from tfmot_atmc.kernels.base import Kernel, PlainKernel, live_channels
 from tfmot_atmc.kernels.factorized import FactorizedKernel
 from tfmot_atmc.kernels.lowrank import LowRankKernel
+from tfmot_atmc.kernels.site import Site
 from tfmot_atmc.kernels.thin import thin_conv2d
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Kernel",
     "LowRankKernel",
     "PlainKernel",
+    "Site",
     "live_channels",
     "thin_conv2d",
 ]

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
+from tfmot_atmc.utils.configurable import Configurable
 
-class Kernel:
-    """How one layer's kernel is composed from trainable factors.
+
+class Kernel(Configurable, kind="kernel"):
+    """How one layer's kernel is composed from factors.
 
     A kernel names its factors, says how a trained dense kernel becomes their starting values, and
     composes them back. The factor called `main` has the kernel's own shape and lives in the
@@ -21,6 +23,11 @@ class Kernel:
 
     main: str = "W"
     """Name of the factor that lives in the layer's own kernel variable."""
+
+    roles: Mapping[str, str] = {}
+    """What each factor is: a trained `"weight"` (that of all not named here); a trained `"score"`,
+    which decides about weights and is neither counted nor constrained; or `"fixed"`, never trained
+    and kept bit for bit."""
 
     growable: frozenset[str] = frozenset({"W"})
     """Names of the factors in which growth by gradient may open new entries."""
@@ -44,6 +51,20 @@ class Kernel:
         """Returns the kernel, a tensor of the main factor's shape and dtype."""
         raise NotImplementedError
 
+    def counted(self, factors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns what is counted and stored: the weights, without those that scores leave out.
+
+        Args:
+            factors: value of each factor.
+
+        Returns:
+            The weights as they are; for a kernel with scores the composed kernel under the name of
+            the main factor.
+        """
+        if "score" in self.roles.values():
+            return {self.main: np.asarray(self.compose(factors))}
+        return dict(factors)
+
     def product(self, factors: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
         """Returns the kernel as a product of two, which a device may run one after the other.
 
@@ -57,9 +78,6 @@ class Kernel:
             that is no product.
         """
         return None
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
 
 
 def live_product(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

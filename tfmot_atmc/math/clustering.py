@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tfmot_atmc.math._largest import indices_of_true, outside_xla
 from tfmot_atmc.math._lloyd import (
     Histogram,
     away_from_zero,
@@ -16,7 +17,6 @@ from tfmot_atmc.math._lloyd import (
     density_centres,
     lloyd,
 )
-from tfmot_atmc.math.projection import indices_of_true, outside_xla
 
 _GRID_ROUNDS = 4
 _GRID_DIVISORS = 256

@@ -1,52 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Euclidean projection onto an l0 ball shared by several tensors.
-
-The k largest magnitudes are found on the bit patterns of ``|x|``: for non-negative IEEE floats the
-integer order of the bits is the order of the values, so counting integers is enough and the result
-is exact. Three ways of finding the threshold live here:
-
-* filtered: a small sample gives a value that almost surely lies just below the threshold; only the
-  entries above it are looked at again. Falls back to the next way when the sample was misleading.
-* histogram: 16 bits of the pattern at a time, from the top.
-* bisection: one bit at a time, with static shapes only, so that XLA can compile it.
-"""
+"""Projection of several tensors onto what a budget allows: nonzeros, or costs of any kind."""
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from tfmot_atmc.math._budgeted import select_within
+from tfmot_atmc.math._largest import largest, refuse_non_finite
+
+__all__ = ["l0_masks", "project_l0"]
+
 _ALGORITHMS = ("auto", "histogram", "bisection")
-_LEVEL_BITS = 16
-_LEVEL_BINS = 1 << _LEVEL_BITS
-_TABLE_SIDE = 1 << (_LEVEL_BITS // 2)
-# Below this many entries a sample is no cheaper than the histogram itself.
-_FILTER_MIN_SIZE = 1 << 16
-_FILTER_MAX_FRACTION = 0.06
-_SAMPLE_STRIDE = 61
-_BLOCK = 8
-
-
-class _Bits(NamedTuple):
-    """Bit patterns of the magnitudes of all tensors, each flattened."""
-
-    flat: list[tf.Tensor]
-    dtype: tf.DType
-    width: int
-    infinity: int
-
-
-class _Threshold(NamedTuple):
-    """The k-th largest pattern and what a selection by it needs."""
-
-    pattern: tf.Tensor
-    ties: tf.Tensor  # how many of the entries equal to the pattern belong to the top k
-    equal: tf.Tensor  # how many entries equal the pattern
-    finite: tf.Tensor
 
 
 def _as_tensors(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
@@ -61,314 +29,99 @@ def _as_tensors(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     return out
 
 
-def _as_count(k: int | tf.Tensor) -> tf.Tensor:
-    """Returns k as a scalar int64 tensor, refusing negative counts."""
-    if isinstance(k, (bool, np.bool_)) or isinstance(k, (float, np.floating)):
-        raise TypeError(f"`k` must be an integer, got {k!r}.")
-    if isinstance(k, numbers.Integral):
-        if k < 0:
-            raise ValueError(f"`k` must be >= 0, got {int(k)}.")
-        return tf.constant(int(k), tf.int64)
-    k = tf.convert_to_tensor(k)
-    if not k.dtype.is_integer:
-        raise TypeError(f"`k` must be an integer tensor, got dtype {k.dtype.name}.")
-    if k.shape.rank not in (0, None):
-        raise ValueError(f"`k` must be a scalar, got shape {k.shape}.")
-    k = tf.cast(k, tf.int64)
-    if tf.executing_eagerly():
-        if int(k) < 0:
-            raise ValueError(f"`k` must be >= 0, got {int(k)}.")
-        return k
-    check = tf.debugging.assert_non_negative(k, message="`k` must be >= 0.")
-    with tf.control_dependencies([check]):
-        return tf.identity(k)
-
-
-def _bit_patterns(tensors: list[tf.Tensor]) -> _Bits:
-    # Casting up to float32 or float64 is exact, so it changes neither order nor ties.
-    wide = any(t.dtype == tf.float64 for t in tensors)
-    real = tf.float64 if wide else tf.float32
-    dtype = tf.int64 if wide else tf.int32
-    flat = [tf.bitcast(tf.abs(tf.reshape(tf.cast(t, real), [-1])), dtype) for t in tensors]
-    infinity = 0x7FF << 52 if wide else 0xFF << 23
-    return _Bits(flat, dtype, 64 if wide else 32, infinity)
-
-
-def _bincount(values: tf.Tensor) -> tf.Tensor:
-    # Entries >= size are ignored by the kernel: that is how a level skips all other buckets.
-    counts = tf.raw_ops.DenseBincount(
-        input=values,
-        size=tf.constant(_LEVEL_BINS, values.dtype),
-        weights=tf.zeros([0], tf.int32),
-    )
-    return tf.cast(counts, tf.int64)
-
-
-def _bucket_of(counts: tf.Tensor, wanted: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Highest bin with at least `wanted` entries from it upwards, and the count above that bin."""
-    above = tf.zeros([], tf.int64)
-    bucket = tf.zeros([], tf.int32)
-    # Two short sums instead of one over all bins: the long cumulative sum costs more than a pass.
-    table = tf.reshape(counts, [_TABLE_SIDE, _TABLE_SIDE])
-    for level in range(2):
-        sums = tf.gather(table, bucket) if level else tf.reduce_sum(table, 1)
-        at_least = tf.cumsum(sums, reverse=True)
-        index = tf.math.count_nonzero(at_least + above >= wanted, dtype=tf.int32) - 1
-        index = tf.maximum(index, 0)
-        above += tf.gather(at_least, index) - tf.gather(sums, index)
-        bucket = bucket * _TABLE_SIDE + index
-    return bucket, above
-
-
-def _histogram_threshold(flat: list[tf.Tensor], bits: _Bits, k: tf.Tensor) -> _Threshold:
-    """Finds the largest pattern with at least k entries >= it."""
-    prefix = tf.zeros([], bits.dtype)
-    remaining = k
-    finite = tf.constant(True)
-    equal = tf.zeros([], tf.int64)
-    top = bits.width - _LEVEL_BITS
-    for shift in range(top, -1, -_LEVEL_BITS):
-        counts = tf.zeros([_LEVEL_BINS], tf.int64)
-        for part in flat:
-            # Equal high bits cancel; any other bucket is left with a number past the last bin.
-            inside = part if shift == top else tf.bitwise.bitwise_xor(part, prefix)
-            if shift:
-                inside = tf.bitwise.right_shift(inside, tf.constant(shift, bits.dtype))
-            counts += _bincount(inside)
-        if shift == top:
-            finite = tf.equal(tf.reduce_sum(counts[bits.infinity >> shift :]), 0)
-        bucket, above = _bucket_of(counts, tf.maximum(remaining, 1))
-        remaining -= above
-        equal = tf.gather(counts, bucket)
-        shifted = tf.bitwise.left_shift(tf.cast(bucket, bits.dtype), tf.constant(shift, bits.dtype))
-        prefix = tf.bitwise.bitwise_or(prefix, shifted)
-    return _Threshold(prefix, remaining, equal, finite)
-
-
-def _bisection_threshold(
-    flat: list[tf.Tensor], bits: _Bits, k: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Same threshold as the histogram, one bit at a time with static shapes."""
-
-    def count_at_least(threshold: tf.Tensor) -> tf.Tensor:
-        return tf.add_n([tf.math.count_nonzero(part >= threshold) for part in flat])
-
-    def body(step: tf.Tensor, prefix: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        position = tf.cast(bits.width - 2 - step, bits.dtype)
-        candidate = tf.bitwise.bitwise_or(
-            prefix, tf.bitwise.left_shift(tf.ones([], bits.dtype), position)
-        )
-        enough = count_at_least(candidate) >= tf.maximum(k, 1)
-        return step + 1, tf.where(enough, candidate, prefix)
-
-    steps = bits.width - 1
-    _, threshold = tf.while_loop(
-        lambda step, _: step < steps,
-        body,
-        (tf.constant(0), tf.zeros([], bits.dtype)),
-        maximum_iterations=steps,
-    )
-    above = tf.add_n([tf.math.count_nonzero(part > threshold) for part in flat])
-    return threshold, k - above
-
-
-def _masks_at(flat: list[tf.Tensor], threshold: tf.Tensor, ties: tf.Tensor) -> list[tf.Tensor]:
-    """Entries above the threshold and the first `ties` entries equal to it, in list order."""
-    masks = []
-    for part in flat:
-        equal = tf.equal(part, threshold)
-        order = tf.cumsum(tf.cast(equal, tf.int64))
-        masks.append((part > threshold) | (equal & (order <= ties)))
-        ties -= order[-1] if part.shape[0] else tf.zeros([], tf.int64)
-    return masks
-
-
-def _histogram_masks(bits: _Bits, k: tf.Tensor, values: bool) -> tuple[list[tf.Tensor], tf.Tensor]:
-    found = _histogram_threshold(bits.flat, bits, k)
-    # Which zeros are kept makes no difference to values, only to masks.
-    simple = tf.equal(found.equal, found.ties) | (tf.equal(found.pattern, 0) & values)
-    masks = tf.cond(
-        simple,
-        lambda: [part >= found.pattern for part in bits.flat],
-        lambda: _masks_at(bits.flat, found.pattern, found.ties),
-    )
-    return list(masks), found.finite
-
-
-def _lower_bound(bits: _Bits, k: tf.Tensor, total: tf.Tensor) -> tf.Tensor:
-    """A pattern that lies below the threshold with near certainty, and only just below."""
-    sample = tf.concat([part[::_SAMPLE_STRIDE] for part in bits.flat], 0)
-    size = tf.size(sample)
-    fraction = tf.cast(k, tf.float32) / tf.cast(total, tf.float32)
-    expected = fraction * tf.cast(size, tf.float32)
-    # Five standard deviations of the hypergeometric count, and a few for very small counts.
-    rank = tf.cast(expected + 5.0 * tf.sqrt(expected) + 8.0, tf.int32)
-    rank = tf.minimum(rank, size)
-    return tf.reduce_min(tf.math.top_k(sample, rank, sorted=False).values)
-
-
-def outside_xla(number: tf.Tensor, data: tf.Tensor) -> tf.Tensor:
-    """Identity on a scalar int64 that XLA refuses to compile.
-
-    XLA may abort the whole process on the data-dependent shapes used here; an operation it does
-    not have turns that into an exception. The result must depend on it, and it on `data` (1-D),
-    or it is optimised away.
-    """
-    if tf.executing_eagerly():
-        return number
-    digits = tf.reduce_sum(tf.strings.length(tf.strings.as_string(data[:1])))
-    return tf.minimum(number, number + tf.cast(digits, tf.int64))
-
-
-def indices_of_true(mask: tf.Tensor) -> tf.Tensor:
-    """Ascending int64 indices of the True entries of a 1-D mask, cheap when they are few."""
-    if mask.shape[0] is not None and mask.shape[0] < 1024:
-        return tf.where(mask)[:, 0]
-    # tf.where costs per element looked at: first find the 8-byte words that hold any True.
-    octets = tf.cast(mask, tf.uint8)
-    octets = tf.pad(octets, [[0, -tf.size(octets) % _BLOCK]])
-    octets = tf.reshape(octets, [-1, _BLOCK])
-    rows = tf.where(tf.not_equal(tf.bitcast(octets, tf.int64), 0))[:, 0]
-    inner = tf.where(tf.not_equal(tf.gather(octets, rows), 0))
-    return tf.gather(rows, inner[:, 0]) * _BLOCK + inner[:, 1]
-
-
-def _filtered_indices(
-    bits: _Bits, k: tf.Tensor, total: tf.Tensor
-) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Candidate indices per tensor, their patterns concatenated, their counts and the bound."""
-    bound = tf.maximum(_lower_bound(bits, k, total), 1)
-    indices = [indices_of_true(part >= bound) for part in bits.flat]
-    patterns = [tf.gather(part, at) for part, at in zip(bits.flat, indices, strict=True)]
-    return indices, tf.concat(patterns, 0), tf.stack([tf.size(p) for p in patterns]), bound
-
-
-def _select(
-    tensors: list[tf.Tensor], bits: _Bits, k: tf.Tensor, total: tf.Tensor, values: bool
-) -> tuple[list[tf.Tensor], tf.Tensor]:
-    """Top-k values (or masks) through the sample filter, flat; and whether all are finite."""
-    indices, patterns, counts, bound = _filtered_indices(bits, k, total)
-    found = tf.size(patterns, tf.int64)
-    # With bound 1 every nonzero is a candidate: enough for values, as zeros stay zero anyway.
-    enough = (found >= k) | (tf.equal(bound, 1) if values else tf.constant(False))
-
-    def finish(masks: list[tf.Tensor]) -> list[tf.Tensor]:
-        if not values:
-            return masks
-        flat = [tf.reshape(t, [-1]) for t in tensors]
-        return [tf.where(m, t, tf.zeros([], t.dtype)) for m, t in zip(masks, flat, strict=True)]
-
-    def from_candidates() -> tuple[list[tf.Tensor], tf.Tensor]:
-        cut = _histogram_threshold([patterns], bits, tf.minimum(k, found))
-        flags = _masks_at([patterns], cut.pattern, cut.ties)[0]
-        keep = tf.split(flags, counts, num=len(tensors))
-        out = []
-        for tensor, at, flags in zip(tensors, indices, keep, strict=True):
-            at = tf.boolean_mask(at, flags)
-            shape = tf.reshape(tf.size(tensor, tf.int64), [1])
-            flat = tf.reshape(tensor, [-1])
-            kept = tf.gather(flat, at) if values else tf.ones_like(at, tf.bool)
-            out.append(tf.scatter_nd(at[:, None], kept, shape))
-        return out, cut.finite
-
-    def from_all() -> tuple[list[tf.Tensor], tf.Tensor]:
-        masks, finite = _histogram_masks(bits, k, values)
-        return finish(masks), finite
-
-    return tf.cond(enough, from_candidates, from_all)
-
-
-def _top_k(tensors: list[tf.Tensor], k: int | tf.Tensor, algorithm: str, values: bool) -> list:
+def _kept(
+    tensors: Sequence[tf.Tensor],
+    budget: Any,
+    costs: Sequence[Any] | None,
+    groups: Sequence[Any] | None,
+    algorithm: str,
+    values: bool,
+) -> list[tf.Tensor]:
+    given = _as_tensors(tensors)
     if algorithm not in _ALGORITHMS:
         raise ValueError(f"`algorithm` must be one of {_ALGORITHMS}, got {algorithm!r}.")
-    count = _as_count(k)
-    bits = _bit_patterns(tensors)
-    total = tf.add_n([tf.size(part, tf.int64) for part in bits.flat])
-    count = tf.minimum(count, total)
-    if algorithm != "bisection":
-        count = outside_xla(count, bits.flat[0])
-
-    def dense() -> tuple[list[tf.Tensor], tf.Tensor]:
-        if algorithm == "bisection":
-            threshold, ties = _bisection_threshold(bits.flat, bits, count)
-            masks, finite = _masks_at(bits.flat, threshold, ties), tf.constant(True)
-        else:
-            masks, finite = _histogram_masks(bits, count, values)
-        if not values:
-            return masks, finite
-        flat = [tf.reshape(t, [-1]) for t in tensors]
-        out = [tf.where(m, t, tf.zeros([], t.dtype)) for m, t in zip(masks, flat, strict=True)]
-        return out, finite
-
-    static = sum(t.shape.num_elements() or 0 for t in tensors)
-    if algorithm == "bisection" or static < _FILTER_MIN_SIZE:
-        out, finite = dense()
-    else:
-        few = tf.cast(count, tf.float32) <= _FILTER_MAX_FRACTION * tf.cast(total, tf.float32)
-        out, finite = tf.cond(few, lambda: _select(tensors, bits, count, total, values), dense)
-    if algorithm != "bisection":
-        out = _refuse_non_finite(list(out), finite)
-    return [
-        tf.ensure_shape(tf.reshape(o, tf.shape(t)), t.shape)
-        for o, t in zip(out, tensors, strict=True)
-    ]
-
-
-def _refuse_non_finite(out: list[tf.Tensor], finite: tf.Tensor) -> list[tf.Tensor]:
-    message = "Cannot rank NaN or infinite entries by magnitude; the tensors must be finite."
-    if tf.executing_eagerly():
-        if not bool(finite):
-            raise ValueError(message)
-        return out
-    with tf.control_dependencies([tf.debugging.Assert(finite, [message])]):
-        return [tf.identity(o) for o in out]
+    if costs is None and groups is None:
+        return largest(given, budget, algorithm, values)
+    masks = select_within(given, budget, costs, groups)
+    if values:
+        masks = [tf.where(m, t, tf.zeros_like(t)) for m, t in zip(masks, given, strict=True)]
+    if algorithm == "bisection":
+        return masks
+    finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(t)) for t in given])
+    return refuse_non_finite(masks, finite)
 
 
 def l0_masks(
-    scores: Sequence[tf.Tensor], k: int | tf.Tensor, *, algorithm: str = "auto"
+    scores: Sequence[tf.Tensor],
+    budget: int | float | tf.Tensor,
+    costs: Sequence[Any] | None = None,
+    groups: Sequence[Any] | None = None,
+    *,
+    algorithm: str = "auto",
 ) -> list[tf.Tensor]:
-    """Marks the k entries of largest magnitude over all tensors together.
+    """Marks the entries of largest magnitude over all tensors together, within a budget.
 
     Args:
       scores: non-empty list of floating-point tensors of any shapes and dtypes.
-      k: number of entries to mark, a Python int or a scalar integer tensor, >= 0.
+      budget: see `project_l0`.
+      costs: see `project_l0`.
+      groups: see `project_l0`.
       algorithm: "histogram" (fast on CPU; works eagerly and in a `tf.function`, but not under
         XLA), "bisection" (XLA-compilable, static shapes) or "auto" (= "histogram").
 
     Returns:
-      A list of bool tensors with the shapes of `scores` holding exactly `min(k, size)` True
-      entries. Among equal magnitudes the lower flat index, counted through the list, wins.
+      A list of bool tensors with the shapes of `scores`; without costs and groups they hold exactly
+      `min(budget, size)` True entries. Among equal magnitudes the lower flat index, counted
+      through the list, wins.
 
     Raises:
-      ValueError: empty list, negative `k`, unknown algorithm, or (eagerly) an entry that is not
-        finite. In a graph such an entry raises `tf.errors.InvalidArgumentError` instead;
-        "bisection" does not check.
-      TypeError: a tensor that is not floating-point, or a `k` that is not an integer.
+      ValueError: empty list, negative `budget`, unknown algorithm, costs or groups that do not fit,
+        or (eagerly) an entry that is not finite. In a graph such an entry raises
+        `tf.errors.InvalidArgumentError` instead; "bisection" does not check.
+      TypeError: a tensor that is not floating-point, or, without costs, a `budget` that is not an
+        integer.
 
     Example:
 
     >>> [m.numpy().tolist() for m in l0_masks([tf.constant([1., -3.]), tf.constant([3., 2.])], 2)]
     [[False, True], [True, False]]
     """
-    return _top_k(_as_tensors(scores), k, algorithm, values=False)
+    return _kept(scores, budget, costs, groups, algorithm, values=False)
 
 
 def project_l0(
-    tensors: Sequence[tf.Tensor], k: int | tf.Tensor, *, algorithm: str = "auto"
+    tensors: Sequence[tf.Tensor],
+    budget: int | float | tf.Tensor,
+    costs: Sequence[Any] | None = None,
+    groups: Sequence[Any] | None = None,
+    *,
+    algorithm: str = "auto",
 ) -> list[tf.Tensor]:
-    """Projects a list of tensors onto the set with at most k nonzeros in total.
+    """Keeps the entries of a list of tensors that are worth most within a budget.
 
-    This is the Euclidean projection used for the weights in ATMC (Gui et al., 2019, Sec. 3.3):
-    the k largest magnitudes stay as they are, everything else becomes zero.
+    With neither costs nor groups this is the Euclidean projection used for the weights in ATMC (Gui
+    et al., 2019, Sec. 3.3): the `budget` largest magnitudes stay as they are, everything else
+    becomes zero.
+
+    With costs the entries are taken in falling order of magnitude squared per cost, until one does
+    not fit in what is left of the budget; there it stops. Entries that alone cost more than the
+    whole budget are passed over. What is kept is therefore optimal where the budget is used up, and
+    within the worth of one entry of it otherwise.
 
     Args:
       tensors: non-empty list of floating-point tensors of any shapes and dtypes.
-      k: number of entries to keep, a Python int or a scalar integer tensor, >= 0.
-      algorithm: see `l0_masks`.
+      budget: how much all that is kept may cost, at least 0; a Python number or a scalar tensor.
+        Without costs it is the number of entries, an integer.
+      costs: None where each entry costs one; or for each tensor a number above 0, or an array that
+        broadcasts to its shape. Shapes must then be static.
+      groups: None; or for each tensor None, or an array of integers of its shape. Entries of one
+        number, also in different tensors, are kept or dropped together: their magnitudes squared
+        and their costs are added up. A negative number stands for an entry on its own.
+      algorithm: see `l0_masks`; with costs or groups there is one, which XLA compiles.
 
     Returns:
-      A list of tensors with the shapes and dtypes of `tensors`. Among equal magnitudes the lower
-      flat index, counted through the list, is kept.
+      A list of tensors with the shapes and dtypes of `tensors`. Among equals the lower flat index,
+      counted through the list (for a group that of its first entry), is kept.
 
     Raises:
       ValueError: see `l0_masks`.
@@ -378,5 +131,11 @@ def project_l0(
 
     >>> [t.numpy().tolist() for t in project_l0([tf.constant([1., -3.]), tf.constant([.5, 2.])], 2)]
     [[0.0, -3.0], [0.0, 2.0]]
+
+    An entry of the first tensor costs four times one of the second:
+
+    >>> x = [tf.constant([1., -3.]), tf.constant([.9, 2.])]
+    >>> [t.numpy().tolist() for t in project_l0(x, 6, costs=[4, 1])]
+    [[0.0, -3.0], [0.8999999761581421, 2.0]]
     """
-    return _top_k(_as_tensors(tensors), k, algorithm, values=True)
+    return _kept(tensors, budget, costs, groups, algorithm, values=True)

@@ -1,11 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods: short recipes over shared kernels and constraints."""
+"""Methods, one file each: kernels, constraints, objective, attack policy and stages."""
 
 from tfmot_atmc.methods.atmc import ATMC
-from tfmot_atmc.methods.base import Method, get, names
+from tfmot_atmc.methods.base import CodebookMethod, Method, class_of, get, name_of, names
 from tfmot_atmc.methods.dense import DA
 from tfmot_atmc.methods.l0 import AL0
 from tfmot_atmc.methods.lowrank import ALR
+from tfmot_atmc.methods.objectives import AdversarialLoss, Objective, TradesLoss, get_objective
 from tfmot_atmc.methods.pruned import AP, NAP
 
-__all__ = ["AL0", "ALR", "AP", "ATMC", "DA", "NAP", "Method", "get", "names"]
+__all__ = [
+    "AL0",
+    "ALR",
+    "AP",
+    "ATMC",
+    "DA",
+    "DEFAULT",
+    "NAP",
+    "AdversarialLoss",
+    "CodebookMethod",
+    "Method",
+    "Objective",
+    "TradesLoss",
+    "class_of",
+    "get",
+    "get_objective",
+    "name_of",
+    "names",
+]
+
+DEFAULT = "atmc"
+"""Name of the method that is meant where none is named, and that others are compared with."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from tfmot_atmc.constraints import Codebook, Constraint, GradientGrowth, get_schedule, sparsity
-from tfmot_atmc.kernels import FactorizedKernel, Kernel, PlainKernel
-from tfmot_atmc.methods.base import Method
+from tfmot_atmc.constraints import Codebook, GradientGrowth
+from tfmot_atmc.kernels import FactorizedKernel, Kernel, PlainKernel, Site
+from tfmot_atmc.methods.l0 import AL0
 
 
-class ATMC(Method):
+class ATMC(AL0):
     """Adversarially trained model compression: W = (U + I)V + C, l0 budget, codebooks.
 
     All U, V and C of all layers share one budget of nonzeros, kept by projection at every step;
@@ -46,6 +46,8 @@ class ATMC(Method):
     8
     """
 
+    codebooks = True
+
     def __init__(
         self,
         ratio: float | None = None,
@@ -60,22 +62,13 @@ class ATMC(Method):
         grid: int | None = None,
         layer_exponent: float | None = None,
     ):
-        self.ratio, self.k, self.bits = ratio, k, bits
-        self.schedule = get_schedule(schedule)
-        self.growth = growth
-        self.algorithm, self.codebook_begin = algorithm, codebook_begin
-        self.rho, self.interval, self.grid = rho, interval, grid
-        self.layer_exponent = layer_exponent
-        self.constraints()  # refuses values out of range now, not at the first step
+        self.algorithm, self.rho, self.interval, self.grid = algorithm, rho, interval, grid
+        super().__init__(ratio, k, bits, schedule, growth, codebook_begin, layer_exponent)
 
-    def kernel_for(self, factorizable: bool) -> Kernel:
-        return FactorizedKernel() if factorizable else PlainKernel()
+    def kernel_for(self, site: Site) -> Kernel:
+        return FactorizedKernel() if site.factorizable else PlainKernel()
 
-    def constraints(self) -> list[Constraint]:
-        budget = sparsity(self.ratio, self.k, self.schedule, self.growth, self.layer_exponent)
-        if self.bits == 32:
-            return [budget]
-        codebook = Codebook(
-            self.bits, self.algorithm, self.codebook_begin, self.rho, self.interval, self.grid
+    def codebook(self, bits: int) -> Codebook:
+        return Codebook(
+            bits, self.algorithm, self.codebook_begin, self.rho, self.interval, self.grid
         )
-        return [codebook, budget]

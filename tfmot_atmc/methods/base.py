@@ -5,30 +5,62 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
-
 from tfmot_atmc.attacks import Attack
-from tfmot_atmc.constraints import Constraint
-from tfmot_atmc.kernels import Kernel, PlainKernel
-from tfmot_atmc.utils.configurable import Configurable
+from tfmot_atmc.constraints import Codebook, Constraint
+from tfmot_atmc.kernels import Kernel, PlainKernel, Site
+from tfmot_atmc.utils.configurable import Configurable, get_configured
 
-_METHODS: dict[str, type[Method]] = {}
+__all__ = ["CodebookMethod", "Method", "class_of", "get", "name_of", "names"]
 
 
-class Method(Configurable):
-    """How kernels are made, and which constraints they must satisfy.
+class Method(Configurable, kind="method"):
+    """How a model is compressed: kernels, constraints, objective, attack policy and stages.
 
-    A new method is a subclass with a constructor, `constraints` and, where kernels are not plain,
-    `kernel_for`. Subclassing registers it, for saving and for the command line, under its class
-    name in lower case.
+    A new method is a subclass with a constructor, whose arguments it keeps in attributes of the
+    same names, and those of the parts below that differ from plain training. By being defined it is
+    known to `compress`, the command line, studies and saved models under its name in lower case.
     """
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        _METHODS[cls.__name__.lower()] = cls
 
     adversarial: bool = True
     """Whether the method trains under attack; one that does not refuses an attack for training."""
+
+    codebooks: bool = False
+    """Whether codebooks belong to the method; others that take `bits` have them on request."""
+
+    objective: Any = None
+    """What is minimised where the caller names no objective: an `Objective` or its name; None for
+    the adversarial loss."""
+
+    def kernel_for(self, site: Site) -> Kernel:
+        """Returns the kernel for a site.
+
+        Args:
+            site: the layer's place, shape and channels; `site.factorizable` says whether its kernel
+                may be a product.
+        """
+        return PlainKernel()
+
+    def cost_of(self, site: Site, part: str) -> float:
+        """Returns what one entry of a factor takes of the budget, above 0; 1 to count nonzeros.
+
+        Args:
+            site: where the factor's kernel sits.
+            part: name of the factor in its kernel.
+        """
+        return 1.0
+
+    def constraints(self) -> list[Constraint]:
+        """Returns new constraints, in the order in which they project."""
+        return []
+
+    def attack_policy(self, attack: Attack | None) -> Attack | None:
+        """Returns the attack to train under, given the one asked for.
+
+        Raises:
+            ValueError: if the method does not train under it.
+        """
+        self.check_attack(attack)
+        return attack
 
     def check_attack(self, attack: Attack | None) -> None:
         """Raises ValueError if there is an attack and the method trains on clean inputs."""
@@ -38,18 +70,71 @@ class Method(Configurable):
                 "`validation_attack` still measures robustness."
             )
 
-    def kernel_for(self, factorizable: bool) -> Kernel:
-        """Returns the kernel for a layer's weight, given whether it may be factorised."""
-        return PlainKernel()
+
+class CodebookMethod(Method, abstract=True):
+    """A method with a budget, and with codebooks on request.
+
+    Subclasses override `budget`. A subclass with arguments of its own sets them before it calls
+    this constructor, which makes the constraints once, to refuse values out of range at once.
+
+    Args:
+        ratio: what is left as a ratio of the dense kernels' parameters, in (0, 1].
+        k: number of nonzeros; give `ratio` or `k`.
+        bits: None or 32, or b for a codebook of 2^b values a factor.
+        codebook_begin: step (int) or fraction of the planned steps (float) at which the codebook
+            starts to act.
+        layer_exponent: None for one budget over all layers; p in [0, 1] for a budget of its own in
+            each layer, in proportion to the p-th power of its size.
+    """
+
+    def __init__(
+        self,
+        ratio: float | None = None,
+        k: int | None = None,
+        bits: int | None = None,
+        codebook_begin: int | float = 0.75,
+        layer_exponent: float | None = None,
+    ):
+        self.ratio, self.k, self.bits = ratio, k, bits
+        self.codebook_begin = codebook_begin
+        self.layer_exponent = layer_exponent
+        self.constraints()
+
+    def budget(self) -> Constraint:
+        """Returns the constraint that keeps the budget."""
+        raise NotImplementedError
+
+    def codebook(self, bits: int) -> Codebook:
+        """Returns the constraint of 2^bits values a factor."""
+        return Codebook(bits, begin=self.codebook_begin)
 
     def constraints(self) -> list[Constraint]:
-        """Returns new constraints, in the order in which they project."""
-        return []
+        budget = self.budget()
+        return [budget] if self.bits in (None, 32) else [self.codebook(self.bits), budget]
 
 
 def names() -> list[str]:
     """Returns the names of all registered methods, as `get` takes them."""
-    return sorted(_METHODS)
+    return Method.registry.names()
+
+
+def name_of(method: Method | type[Method]) -> str:
+    """Returns the name of a method or of its class, as `get` takes it."""
+    return Method.registry.name_of(method if isinstance(method, type) else type(method))
+
+
+def class_of(name: str) -> type[Method]:
+    """Returns the class of a method from its name, in any case.
+
+    Raises:
+        ValueError: for an unknown name.
+
+    Example:
+
+    >>> class_of("alr").takes("ratio"), class_of("da").takes("ratio")
+    (True, False)
+    """
+    return Method.registry.find(name)
 
 
 def get(identifier: Any, **arguments: Any) -> Method:
@@ -64,14 +149,7 @@ def get(identifier: Any, **arguments: Any) -> Method:
 
     Raises:
         ValueError: for an unknown name.
-        TypeError: for an object that is none of these.
+        TypeError: for an object that is none of these, and for arguments that are unknown or stand
+            beside a method that is made already.
     """
-    if isinstance(identifier, Method):
-        return identifier
-    if isinstance(identifier, dict):
-        return keras.saving.deserialize_keras_object(identifier)
-    if not isinstance(identifier, str):
-        raise TypeError(f"`method` must be a Method or a name. Received {identifier!r}.")
-    if identifier.lower() not in _METHODS:
-        raise ValueError(f"Unknown method {identifier!r}. Known: {names()}.")
-    return _METHODS[identifier.lower()](**arguments)
+    return get_configured(Method, identifier, arguments)

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from tfmot_atmc.constraints import Codebook, Constraint, GradientGrowth, get_schedule, sparsity
-from tfmot_atmc.methods.base import Method
+from tfmot_atmc.constraints import Constraint, GradientGrowth, get_schedule, sparsity
+from tfmot_atmc.methods.base import CodebookMethod
 
 
-class AL0(Method):
+class AL0(CodebookMethod):
     """Projected adversarial training: plain kernels, the k largest weights kept at every step.
 
     Args:
@@ -37,15 +37,8 @@ class AL0(Method):
         codebook_begin: int | float = 0.75,
         layer_exponent: float | None = None,
     ):
-        self.ratio, self.k, self.bits = ratio, k, bits
-        self.schedule = get_schedule(schedule)
-        self.growth = growth
-        self.codebook_begin = codebook_begin
-        self.layer_exponent = layer_exponent
-        self.constraints()
+        self.schedule, self.growth = get_schedule(schedule), growth
+        super().__init__(ratio, k, bits, codebook_begin, layer_exponent)
 
-    def constraints(self) -> list[Constraint]:
-        budget = sparsity(self.ratio, self.k, self.schedule, self.growth, self.layer_exponent)
-        if self.bits in (None, 32):
-            return [budget]
-        return [Codebook(self.bits, begin=self.codebook_begin), budget]
+    def budget(self) -> Constraint:
+        return sparsity(self.ratio, self.k, self.schedule, self.growth, self.layer_exponent)

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tfmot_atmc.constraints import Codebook, Constraint, GlobalRank
-from tfmot_atmc.kernels import Kernel, LowRankKernel, PlainKernel
-from tfmot_atmc.methods.base import Method
+from tfmot_atmc.constraints import Constraint, GlobalRank
+from tfmot_atmc.kernels import Kernel, LowRankKernel, PlainKernel, Site
+from tfmot_atmc.methods.base import CodebookMethod
 
 
-class ALR(Method):
+class ALR(CodebookMethod):
     """Adversarial low rank: every kernel a product of two factors, trained further.
 
     Start from a model trained adversarially (`DA`) and give `compress` an attack.
@@ -43,17 +43,12 @@ class ALR(Method):
         ranks: Sequence[int] | None = None,
         separable: bool = False,
     ):
-        self.ratio, self.bits = ratio, bits
-        self.codebook_begin, self.relative = codebook_begin, relative
         self.ranks = None if ranks is None else list(ranks)
-        self.separable = separable
-        self.constraints()
+        self.relative, self.separable = relative, separable
+        super().__init__(ratio, bits=bits, codebook_begin=codebook_begin)
 
-    def kernel_for(self, factorizable: bool) -> Kernel:
-        return LowRankKernel(self.separable) if factorizable else PlainKernel()
+    def kernel_for(self, site: Site) -> Kernel:
+        return LowRankKernel(self.separable) if site.factorizable else PlainKernel()
 
-    def constraints(self) -> list[Constraint]:
-        rank = GlobalRank(self.ratio, self.relative, self.ranks)
-        if self.bits in (None, 32):
-            return [rank]
-        return [Codebook(self.bits, begin=self.codebook_begin), rank]
+    def budget(self) -> Constraint:
+        return GlobalRank(self.ratio or 0.0, self.relative, self.ranks)

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from tfmot_atmc.constraints import Codebook, Constraint, FixedSupport
-from tfmot_atmc.methods.base import Method
+from tfmot_atmc.constraints import Constraint, FixedSupport
+from tfmot_atmc.methods.base import CodebookMethod
 
 
-class AP(Method):
+class AP(CodebookMethod):
     """Adversarial pruning: the k largest weights of a dense robust network, trained further.
 
     Start from a model trained adversarially (`DA`) and give `compress` an attack.
@@ -24,24 +24,8 @@ class AP(Method):
     Source: "AP" in Gui et al., NeurIPS 2019, section 4.1.
     """
 
-    def __init__(
-        self,
-        ratio: float | None = None,
-        k: int | None = None,
-        bits: int | None = None,
-        codebook_begin: int | float = 0.75,
-        layer_exponent: float | None = None,
-    ):
-        self.ratio, self.k, self.bits = ratio, k, bits
-        self.codebook_begin = codebook_begin
-        self.layer_exponent = layer_exponent
-        self.constraints()
-
-    def constraints(self) -> list[Constraint]:
-        support = FixedSupport(self.ratio, self.k, self.layer_exponent)
-        if self.bits in (None, 32):
-            return [support]
-        return [Codebook(self.bits, begin=self.codebook_begin), support]
+    def budget(self) -> Constraint:
+        return FixedSupport(self.ratio, self.k, self.layer_exponent)
 
 
 class NAP(AP):

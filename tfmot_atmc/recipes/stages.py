@@ -9,10 +9,10 @@ from typing import Any
 import keras
 
 from tfmot_atmc import attacks
-from tfmot_atmc.compression.objectives import AdversarialLoss
 from tfmot_atmc.constraints import ConstantBudget, CubicBudget
 from tfmot_atmc.methods import AL0, ATMC, DA, Method
 from tfmot_atmc.methods import get as get_method
+from tfmot_atmc.methods.objectives import AdversarialLoss
 
 __all__ = [
     "PRESETS",

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from tfmot_atmc import attacks, models
-from tfmot_atmc.compression.objectives import AdversarialLoss
 from tfmot_atmc.compression.quantization import WAYS
+from tfmot_atmc.methods.objectives import AdversarialLoss
 from tfmot_atmc.recipes.defaults import defaults
 from tfmot_atmc.recipes.run import PRESETS
 from tfmot_atmc.study.entries import (

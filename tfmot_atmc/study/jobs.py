@@ -12,8 +12,8 @@ from typing import Any
 import keras
 
 from tfmot_atmc import attacks, methods, recipes
-from tfmot_atmc.compression.objectives import AdversarialLoss
 from tfmot_atmc.constraints import ConstantBudget, CubicBudget
+from tfmot_atmc.methods.objectives import AdversarialLoss
 from tfmot_atmc.recipes.defaults import defaults
 from tfmot_atmc.recipes.run import Stage
 from tfmot_atmc.study.description import Description

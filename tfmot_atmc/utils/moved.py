@@ -14,7 +14,7 @@ MOVED = {
     "callbacks": "compression.callbacks",
     "forms": "compression.deploy",
     "interop": "evaluation.interop",
-    "objectives": "compression.objectives",
+    "objectives": "methods.objectives",
     "pipeline": "recipes.pipeline",
     "quantization": "compression.quantization",
     "references": "models.references",

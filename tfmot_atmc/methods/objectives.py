@@ -6,12 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import keras
 import tensorflow as tf
 
 from tfmot_atmc.attacks import logits_of
 from tfmot_atmc.attacks.trades import kl_divergence
-from tfmot_atmc.utils.configurable import Configurable
+from tfmot_atmc.utils.configurable import Configurable, get_configured
 
 
 class ObjectiveResult(NamedTuple):
@@ -22,7 +21,7 @@ class ObjectiveResult(NamedTuple):
     adversarial_outputs: Any
 
 
-class Objective(Configurable):
+class Objective(Configurable, kind="objective"):
     """The loss of a batch, from the clean and the adversarial inputs.
 
     Subclasses override `__call__`.
@@ -49,7 +48,7 @@ class Objective(Configurable):
         raise NotImplementedError
 
 
-class AdversarialLoss(Objective):
+class AdversarialLoss(Objective, name="adversarial"):
     """A mix of the loss on clean and on adversarial inputs.
 
     `clean_weight * loss(x) + (1 - clean_weight) * loss(x_adversarial)`. Clean and adversarial
@@ -87,7 +86,10 @@ class AdversarialLoss(Objective):
         return ObjectiveResult(total, clean_outputs, adversarial_outputs)
 
 
-class TradesLoss(Objective):
+Objective.registry.add_preset("half", "adversarial", clean_weight=0.5)
+
+
+class TradesLoss(Objective, name="trades"):
     """The loss on clean inputs plus a multiple of how far predictions move under attack.
 
     `loss(x) + beta * mean KL(softmax f(x) || softmax f(x_adversarial))`, with the gradient through
@@ -122,28 +124,19 @@ class TradesLoss(Objective):
         return ObjectiveResult(loss(y, clean) + self.beta * moved, clean, adversarial)
 
 
-def get_objective(identifier: Any) -> Objective:
+def get_objective(identifier: Any, **arguments: Any) -> Objective:
     """Returns an objective.
 
     Args:
         identifier: an `Objective`; `"adversarial"` (the paper's), `"half"` (half clean, half
             adversarial) or `"trades"`; a serialised objective.
+        **arguments: arguments of an objective given by name.
 
     Returns:
         An `Objective`.
 
     Raises:
         ValueError: for an unknown name.
+        TypeError: for an object that is none of these, or for unknown arguments.
     """
-    if isinstance(identifier, Objective):
-        return identifier
-    if isinstance(identifier, dict):
-        return keras.saving.deserialize_keras_object(identifier)
-    known = {
-        "adversarial": AdversarialLoss(0.0),
-        "half": AdversarialLoss(0.5),
-        "trades": TradesLoss(),
-    }
-    if identifier not in known:
-        raise ValueError(f"Unknown objective {identifier!r}. Known: {sorted(known)}.")
-    return known[identifier]
+    return get_configured(Objective, identifier, arguments)

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a kernel sits: all that a method may know of a layer, without the layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["Site"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """The place of one kernel in a model.
+
+    Attributes:
+        name: unique in the model, such as `"block/conv/kernel"`.
+        layer: path of the layer, such as `"block/conv"`.
+        kind: class name of the layer, such as `"Conv2D"`.
+        shape: shape of the kernel in Keras layout.
+        index: number of the site in the order of the layers.
+        factorizable: whether the kernel is one matrix of inputs and outputs, so that it may be a
+            product: Dense and ungrouped convolutions.
+        fan_in: entries that add up to one output.
+        inputs: input channels of the layer.
+        outputs: output channels of the layer.
+        positions: positions of the output for one example, so that an entry takes part in as many
+            multiply-accumulates; None where shapes do not say.
+        calls: how often the model calls the layer.
+        sharing: returns for each site's name those that share output channels with it; looked at
+            when `shares_outputs` is asked for.
+
+    Example:
+
+    >>> Site("a/kernel", "a", "Conv2D", (3, 3, 2, 4), positions=64).operations
+    4608
+    """
+
+    name: str
+    layer: str
+    kind: str
+    shape: tuple[int, ...]
+    index: int = 0
+    factorizable: bool = True
+    fan_in: int = 1
+    inputs: int = 1
+    outputs: int = 1
+    positions: int | None = None
+    calls: int = 1
+    sharing: Callable[[], Mapping[str, tuple[str, ...]]] = field(
+        default=dict, repr=False, compare=False
+    )
+
+    def __bool__(self) -> bool:
+        """Whether the kernel may be a product, as methods for `kernel_for(factorizable)` ask."""
+        return self.factorizable
+
+    @property
+    def shares_outputs(self) -> tuple[str, ...]:
+        """Names of other sites whose output channels are added to this one's.
+
+        Such as in a residual sum: a channel goes in all of them or in none. Empty too where the
+        model's graph is not known.
+        """
+        return self.sharing().get(self.name, ())
+
+    @property
+    def size(self) -> int:
+        """Entries of the kernel."""
+        size = 1
+        for side in self.shape:
+            size *= side
+        return size
+
+    @property
+    def operations(self) -> int | None:
+        """Multiply-accumulates of the dense kernel for one example; None where not known."""
+        return None if self.positions is None else self.size * self.positions * self.calls
