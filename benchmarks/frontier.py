@@ -9,6 +9,7 @@ again, it goes on where it was.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,11 +46,20 @@ def dense(epochs: int, steps: int, network: str, **arguments: Any) -> Run:
     )
 
 
+def pruned(start: str, ratio: float, epochs: int, slope: float | None) -> Run:
+    """A-l0 from a dense start, with or without a slope in the backward pass of the attack."""
+    attack = attacks.PGD(epsilon=EPSILON, steps=5, backward_slope=slope)
+    stages = [dataclasses.replace(s, learning_rate=0.05) for s in recipes.l0_stages(ratio, epochs)]
+    return Run(start, stages, attack)
+
+
 RUNS = {
     "dense166k": dense(8, 5, "mnist_cnn"),
     "s12k": dense(16, 3, "compact_cnn"),
     "s5k": dense(16, 3, "compact_cnn", filters=(6, 10), units=16),
     "s2k": dense(16, 3, "compact_cnn", filters=(4, 8), units=0),
+    "al0-plain": pruned("dense166k", 0.01, 4, None),
+    "al0-slope": pruned("dense166k", 0.01, 4, 0.05),
 }
 
 

@@ -83,6 +83,7 @@ class ATTA(Attack):
 
     converges = True
     _without = ("norm", "targeted")
+    _looks_twice = False
 
     def __init__(
         self,

@@ -33,7 +33,8 @@ class AutoAttack(Attack):
             `"rand"`, for models that are random: APGD with averaged gradients.
         steps: Steps of APGD and FAB.
         queries: Queries of Square.
-        **kwargs: `norm`, `bounds` and `seed`, see `Attack`.
+        **kwargs: `norm`, `bounds`, `seed` and `backward_slope`, see `Attack`. Unless it is given,
+            the gradients are plain ones, for figures that compare with published ones.
 
     Attributes:
         attacks: The parts by name, in the order they run.
@@ -50,6 +51,7 @@ class AutoAttack(Attack):
     """
 
     _without = ("targeted", "loss")
+    _default_slope = None
 
     def __init__(
         self,
@@ -71,7 +73,10 @@ class AutoAttack(Attack):
             "bounds": (low, high),
             "seed": self.seed,
         }
-        self.attacks: dict[str, Attack] = _parts(version, self.steps, self.queries, common)
+        sloped = {"backward_slope": self.backward_slope}
+        self.attacks: dict[str, Attack] = _parts(
+            version, Square(queries=self.queries, **common), common | sloped | {"steps": self.steps}
+        )
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments as plain Python values."""
@@ -112,23 +117,19 @@ class AutoAttack(Attack):
         return tf.nest.map_structure(tf.convert_to_tensor, found)
 
 
-def _parts(version: str, steps: int, queries: int, common: dict[str, Any]) -> dict[str, Attack]:
+def _parts(version: str, square: Attack, common: dict[str, Any]) -> dict[str, Attack]:
     if version == "rand":
         return {
-            f"apgd-{objective}": APGD(objective=objective, steps=steps, eot=20, **common)
+            f"apgd-{objective}": APGD(objective=objective, eot=20, **common)
             for objective in ("ce", "dlr")
         }
-    targeted: dict[str, Attack] = {
-        "apgd-t": APGDT(steps=steps, **common),
-        "fab-t": FABT(steps=steps, **common),
-    }
-    square: dict[str, Attack] = {"square": Square(queries=queries, **common)}
+    targeted: dict[str, Attack] = {"apgd-t": APGDT(**common), "fab-t": FABT(**common)}
     if version == "standard":
-        return {"apgd-ce": APGD(steps=steps, **common), **targeted, **square}
+        return {"apgd-ce": APGD(**common), **targeted, "square": square}
     return {
-        "apgd-ce": APGD(steps=steps, restarts=5, **common),
-        "apgd-dlr": APGD(objective="dlr", steps=steps, restarts=5, **common),
-        "fab": FAB(steps=steps, restarts=5, **common),
-        **square,
+        "apgd-ce": APGD(restarts=5, **common),
+        "apgd-dlr": APGD(objective="dlr", restarts=5, **common),
+        "fab": FAB(restarts=5, **common),
+        "square": square,
         **targeted,
     }

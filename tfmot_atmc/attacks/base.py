@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import types
-import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from tfmot_atmc.attacks import surrogate
 from tfmot_atmc.attacks.outputs import (
     any_batch,
     cross_entropy,
@@ -20,12 +19,17 @@ from tfmot_atmc.attacks.outputs import (
     looks_like_probabilities,
 )
 from tfmot_atmc.attacks.problem import Leaves, Loss, Problem
+from tfmot_atmc.attacks.traces import Traces
 from tfmot_atmc.attacks.values import ordered_bounds, plain, radius
 
 __all__ = ["Attack", "logits_of", "looks_like_probabilities"]
 
 # Pixels that went through a float32 resize or normalisation may leave [0, 1] by this much.
 _BOUNDS_SLACK = 1e-6
+# So many examples tell whether gradients are dead.
+_LOOKED_AT = 16
+# What tells whether an attack should look again is the same for all attacks on a model.
+_LOOKS = Traces()
 
 
 class _Compiled(NamedTuple):
@@ -52,11 +56,16 @@ class Attack:
             channel, or None for no bound.
         seed: Seed of all randomness; the same seed gives the same result.
         loss: Callable `(y, logits) -> [batch]` to be maximised; None is the cross-entropy.
+        backward_slope: Slope, in the backward pass alone, of ReLUs that are off and of what
+            max-pooling leaves out, in (0, 1]; None for the plain gradients. `"auto"` looks at the
+            gradient first, and takes a slope of 0.05 where most of it is exactly zero, as in a
+            network of few weights: in a graph in place of the plain gradients, called eagerly for
+            the examples that they leave, so that the result is never weaker than theirs.
 
     Raises:
         TypeError: an argument that this kind of attack does not have.
-        ValueError: `epsilon` is negative or not finite, `norm` is unknown, or `bounds` is not an
-            ordered pair.
+        ValueError: `epsilon` is negative or not finite, `norm` is unknown, `bounds` is not an
+            ordered pair, or `backward_slope` is none of these.
     """
 
     needs_gradients = True
@@ -68,6 +77,12 @@ class Attack:
     _without: tuple[str, ...] = ()
     """Arguments of this class that a subclass does not have."""
 
+    _default_slope: str | None = "auto"
+    """`backward_slope` where none is given."""
+
+    _looks_twice = True
+    """Whether, called eagerly, `"auto"` searches again with a slope; not where a call is kept."""
+
     def __init__(
         self,
         *,
@@ -77,8 +92,11 @@ class Attack:
         bounds: tuple[Any, Any] | None = (0.0, 1.0),
         seed: int = 0,
         loss: Loss | None = None,
+        backward_slope: Any = "default",
     ) -> None:
-        for name, given in (("norm", norm != "linf"), ("targeted", targeted)):
+        sloped = backward_slope not in ("default", self._default_slope)
+        others = (("norm", norm != "linf"), ("targeted", targeted), ("backward_slope", sloped))
+        for name, given in others:
             if given and name in self._without:
                 raise TypeError(f"{type(self).__name__} has no argument `{name}`.")
         if norm not in ("linf", "l2"):
@@ -94,8 +112,10 @@ class Attack:
             raise TypeError(f"`loss` must be a callable (y, logits) -> [batch]. Received {loss!r}.")
         self.seed = int(seed)
         self.loss = loss
-        self._traces: weakref.WeakKeyDictionary[Any, dict[Any, _Compiled]]
-        self._traces = weakref.WeakKeyDictionary()
+        self.backward_slope = surrogate.check_slope(
+            self._default_slope if backward_slope == "default" else backward_slope
+        )
+        self._traces = Traces()
 
     def __call__(self, model: Callable[..., Any], x: Any, y: Any, *, seed: Any = None) -> Any:
         """Returns adversarial inputs.
@@ -122,12 +142,17 @@ class Attack:
         seed = self._as_seed(seed)
         is_sparse(y)
         if not tf.executing_eagerly():
-            return self._attack(self._problem(model, x, y), seed)
+            return self._attack(self._problem(model, x, y), seed, self.backward_slope)
         self.check_inputs(x)
-        compiled = self._compiled(model, x, y)
+        both = self.backward_slope == "auto"
+        slope = None if both else self.backward_slope
+        compiled = self._compiled(model, x, y, slope)
         _check_labels(y, compiled.num_classes)
         leaves = compiled.function(tuple(tf.nest.flatten(x)), y, seed)
-        return tf.nest.pack_sequence_as(x, leaves)
+        found = tf.nest.pack_sequence_as(x, leaves)
+        if both and self.needs_gradients and self._looks_twice and self.epsilon.any():
+            found = self._looking_again(model, x, y, seed, found)
+        return found
 
     def _perturb(self, problem: Problem, seed: tf.Tensor) -> Leaves:
         """Returns the perturbed leaves; the one method a new attack must write.
@@ -187,6 +212,9 @@ class Attack:
             "seed": self.seed,
             "loss": self.loss,
         }
+        # Left out where it is not set: studies are known by the configuration of their attacks.
+        if self.backward_slope != self._default_slope:
+            config["backward_slope"] = self.backward_slope
         return {name: value for name, value in config.items() if name not in self._without}
 
     @classmethod
@@ -255,11 +283,47 @@ class Attack:
             targeted=self.targeted,
         )
 
-    def _attack(self, problem: Problem, seed: tf.Tensor) -> Any:
+    def _attack(self, problem: Problem, seed: tf.Tensor, slope: Any) -> Any:
         leaves = problem.x
         if self.epsilon.any():
+            if slope == "auto" and self.needs_gradients:
+                slope = surrogate.automatic(problem.first(_LOOKED_AT))
+            if slope is not None and self.needs_gradients:
+                problem = problem.with_slope(slope)
             leaves = [tf.stop_gradient(leaf) for leaf in self._perturb(problem, seed)]
         return problem.pack(leaves)
+
+    def _looking_again(
+        self, model: Callable[..., Any], x: Any, y: tf.Tensor, seed: tf.Tensor, found: Any
+    ) -> Any:
+        """Returns what plain gradients found, and with a slope where they fail and are dead."""
+        signature = tf.nest.map_structure(any_batch, (x, y))
+        key = (type(self), self.targeted, self.loss, repr(signature))
+        dead, failed = _LOOKS.get(model, key, self._tracing_a_look)(x, found, y)
+        rows = np.flatnonzero(failed)
+        if not dead or not rows.size:
+            return found
+        part, labels = tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), (x, y))
+        compiled = self._compiled(model, part, labels, surrogate.SLOPE)
+        leaves = compiled.function(tuple(tf.nest.flatten(part)), labels, seed)
+        again = [
+            tf.tensor_scatter_nd_update(old, rows[:, None], new)
+            for old, new in zip(tf.nest.flatten(found), leaves, strict=True)
+        ]
+        return tf.nest.pack_sequence_as(x, again)
+
+    def _tracing_a_look(self, reference: Callable[[], Any]) -> Any:
+        """Returns a function that tells whether gradients are dead, and where an attack failed."""
+
+        def look(x: Any, found: Any, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            problem = self._problem(reference(), x, y)
+            slope = surrogate.automatic(problem.first(_LOOKED_AT))
+            attacked = self._problem(reference(), found, y)
+            logits, _ = attacked.evaluate(attacked.x)
+            dead = tf.constant(False) if slope is None else slope > 0
+            return dead, ~problem.succeeded(logits)
+
+        return tf.function(look, autograph=False, reduce_retracing=True)
 
     def _as_seed(self, seed: Any) -> tf.Tensor:
         seed = tf.cast(tf.convert_to_tensor(self.seed if seed is None else seed), tf.int64)
@@ -269,33 +333,23 @@ class Attack:
             raise ValueError(f"`seed` must be an int or of shape [2]. Received {seed.shape}.")
         return seed
 
-    def _compiled(self, model: Callable[..., Any], x: Any, y: tf.Tensor) -> _Compiled:
-        """Returns the trace for this model and kind of input, for any batch size.
+    def _compiled(self, model: Callable[..., Any], x: Any, y: tf.Tensor, slope: Any) -> _Compiled:
+        """Returns the trace for this model and kind of input, for any batch size."""
+        kinds = tf.nest.map_structure(any_batch, (x, y))
+        return self._traces.get(
+            model,
+            (repr(self), slope, repr(kinds)),
+            lambda reference: self._trace(reference, kinds, slope),
+        )
 
-        The trace refers to the model weakly, so that keeping it keeps no model alive.
-        """
-        owner = model.__self__ if isinstance(model, types.MethodType) else model
-        reference: Callable[[], Any]
-        try:
-            traces = self._traces.setdefault(owner, {})
-            reference = weakref.ref(model) if owner is model else weakref.WeakMethod(model)
-        except TypeError:  # Neither hashable nor weakly referable: trace anew at each call.
-            traces, reference = {}, (lambda: model)
-        signature = tf.nest.map_structure(any_batch, (x, y))
-        # Kernels replaced in place make a trace stale; their variables give it away.
-        variables = tuple(id(variable) for variable in getattr(owner, "variables", ()))
-        key = (getattr(model, "__func__", None), repr(self), repr(signature), variables)
-        if key not in traces:
-            traces[key] = self._trace(reference, *signature)
-        return traces[key]
-
-    def _trace(self, reference: Callable[[], Any], x_spec: Any, y_spec: Any) -> _Compiled:
+    def _trace(self, reference: Callable[[], Any], kinds: Any, slope: Any) -> _Compiled:
         problems: list[Problem] = []
+        x_spec, y_spec = kinds
 
         def run(inputs: tuple[tf.Tensor, ...], y: tf.Tensor, seed: tf.Tensor) -> list[tf.Tensor]:
             problem = self._problem(reference(), tf.nest.pack_sequence_as(x_spec, inputs), y)
             problems.append(problem)
-            return tf.nest.flatten(self._attack(problem, seed))
+            return tf.nest.flatten(self._attack(problem, seed, slope))
 
         function = tf.function(run, autograph=False).get_concrete_function(
             tuple(tf.nest.flatten(x_spec)), y_spec, tf.TensorSpec([2], tf.int64)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfmot_atmc.attacks import surrogate
 from tfmot_atmc.attacks.outputs import hard_labels, is_sparse
 from tfmot_atmc.attacks.values import Bounds
 
@@ -51,6 +52,7 @@ class Problem:
         epsilon, norm: As given.
         lower, upper: The box, leaf by leaf: of bounds and ball, or for l2 of the bounds alone.
         num_classes: Columns of the logits; None before the model has been called.
+        slope: None, or the slope that gradients take for what is off (`surrogate`).
 
     Raises:
         TypeError: no input is floating.
@@ -79,6 +81,7 @@ class Problem:
         self.epsilon = epsilon
         self.norm = norm
         self.num_classes: int | None = None
+        self.slope: float | tf.Tensor | None = None
         self.x: Leaves = [t for t, keep in zip(self._inputs, self._floating, strict=True) if keep]
         if not self.x:
             raise TypeError(
@@ -131,6 +134,27 @@ class Problem:
             [_gather(leaf, rows) for leaf in leaves] for leaves in (self.x, self.lower, self.upper)
         )
         part.y = _gather(self.y, rows)
+        return part
+
+    def first(self, count: int) -> Problem:
+        """Returns the same problem for the first examples, at most `count`."""
+        part = copy.copy(self)
+        part._inputs = [tensor[:count] for tensor in self._inputs]
+        part.x, part.lower, part.upper = (
+            [leaf[:count] for leaf in leaves] for leaves in (self.x, self.lower, self.upper)
+        )
+        part.y = self.y[:count]
+        return part
+
+    def with_slope(self, slope: float | tf.Tensor) -> Problem:
+        """Returns the same problem; its gradients have a slope where activations are off.
+
+        Args:
+            slope: Number or scalar tensor; 0 for the plain gradients. See `surrogate`.
+        """
+        part = copy.copy(self)
+        part._logits_fn = surrogate.marking(self._logits_fn)
+        part.slope = slope
         return part
 
     def select(
@@ -256,11 +280,16 @@ class Problem:
 
         Only the inputs are watched: asking for weight gradients as well would cost a third more.
         """
-        leaves = list(leaves)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(leaves)
+        if self.slope is None:
+            leaves = list(leaves)
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(leaves)
+                logits, value = self.evaluate(leaves, loss)
+            gradients = tape.gradient(value, leaves)
+        else:
+            leaves = [tf.identity(leaf) for leaf in leaves]  # in this graph, were it a loop's
             logits, value = self.evaluate(leaves, loss)
-        gradients = tape.gradient(value, leaves)
+            gradients = surrogate.gradients(value, leaves, self.slope)
         if all(gradient is None for gradient in gradients):
             raise ValueError(
                 "The loss has no gradient with respect to any input. An attack by gradients needs "

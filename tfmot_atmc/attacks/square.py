@@ -50,7 +50,8 @@ class Square(Attack):
     """
 
     needs_gradients = False
-    _without = ("targeted",)
+    _without = ("targeted", "backward_slope")
+    _default_slope = None
 
     def __init__(
         self,
