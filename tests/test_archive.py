@@ -314,6 +314,19 @@ def test_the_device_needs_one_file_and_nothing_of_the_package(tmp_path):
     assert (tmp_path / "model.tflite").read_bytes() == content
 
 
+def test_only_archives_need_the_coder_and_say_so_where_it_is_missing():
+    code = (
+        "import sys; sys.modules['constriction'] = None\n"
+        "import tfmot_atmc as atmc\n"
+        "print('pack_archive' in dir(atmc.export), callable(atmc.export_tflite))\n"
+        "try:\n    atmc.export.pack_archive\n"
+        "except ImportError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0] == "True True"
+    assert 'pip install "tfmot-atmc[archive]"' in done.stdout.splitlines()[1]
+
+
 def test_an_archive_cut_anywhere_is_refused():
     packed = archive.pack(tflite(masked((20, 30), 0.1)))
     for end in range(len(packed)):

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Export of Keras models to sparse .tflite files that run in the stock interpreter."""
 
-from tfmot_atmc.export.archive.packing import (
-    ArchiveError,
-    ArchiveReport,
-    pack_archive,
-    unpack_archive,
-)
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from tfmot_atmc.export.tflite.conversion import ExportError
 from tfmot_atmc.export.tflite.estimate import graph_bytes, weight_bytes
 from tfmot_atmc.export.tflite.export import TooLargeError, export_tflite
@@ -18,6 +17,14 @@ from tfmot_atmc.export.tflite.report import (
     inspect_tflite,
 )
 from tfmot_atmc.export.tflite.rewrite import VALUE_MODES, stored_bytes
+
+if TYPE_CHECKING:
+    from tfmot_atmc.export.archive import (
+        ArchiveError,
+        ArchiveReport,
+        pack_archive,
+        unpack_archive,
+    )
 
 __all__ = [
     "VALUE_MODES",
@@ -38,3 +45,12 @@ __all__ = [
     "unpack_archive",
     "weight_bytes",
 ]
+
+_ARCHIVE = ("ArchiveError", "ArchiveReport", "pack_archive", "unpack_archive")
+
+
+def __getattr__(name: str) -> Any:
+    """Loads what makes archives, with the package that only it needs, when it is asked for."""
+    if name not in _ARCHIVE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.archive"), name)
