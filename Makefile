@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 CORE := $(VENV)/.core-installed
 DEV := $(VENV)/.dev-installed
 
-.PHONY: venv dev demo test lint clean
+.PHONY: venv dev demo test lint api test-versions clean
 
 venv: $(CORE)
 
@@ -23,6 +23,14 @@ lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# After a change of public names or signatures, which a test compares with the kept list.
+api: $(DEV)
+	PYTHONPATH=. $(BIN)/python tests/public_api.py
+
+# On the oldest and on the newest Keras and TensorFlow that pyproject.toml accepts.
+test-versions:
+	.ci/versions
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 
+import public_api
 import pytest
 
+import tfmot_atmc as atmc
 from tfmot_atmc.cli import declared, flags
 from tfmot_atmc.compression.deploy import OBJECTIVES
 from tfmot_atmc.compression.quantization import WAYS
@@ -22,6 +24,23 @@ def _run(*arguments, **environment):
         capture_output=True,
         text=True,
     )
+
+
+def test_public_names_and_signatures_are_those_of_the_kept_list():
+    kept = public_api.GOLDEN.read_text().splitlines()
+    assert list(public_api.lines()) == kept, "changed on purpose? `make api` renews the list"
+    assert len(kept) == len(set(kept))
+
+
+def test_tab_shows_public_names_only():
+    shown = set(dir(atmc))
+    assert shown >= {"compress", "evaluate_robustness", "export_tflite", "methods", "attacks"}
+    assert shown.isdisjoint({"api", "cli", "compression", "sys", "study", "utils", "version"})
+    for module in (atmc.attacks, atmc.callbacks, atmc.export, atmc.methods, atmc.objectives):
+        assert dir(module) == sorted(module.__all__)
+        assert not [name for name in dir(module) if name.startswith("_") or name == "annotations"]
+    with pytest.raises(AttributeError, match="no attribute 'compres'"):
+        atmc.compres  # noqa: B018
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["compress", "--help"], ["study", "-h"], []])
@@ -48,8 +67,6 @@ def test_a_command_prints_none_of_tensorflows_own_lines(tmp_path):
 
 
 def test_importing_the_package_is_enough_to_load_a_compressed_model(tmp_path):
-    import tfmot_atmc as atmc
-
     model = atmc.compress(atmc.models.small_cnn(), "atmc", ratio=0.1, bits=4)
     model.save(tmp_path / "small.keras")
     code = (
@@ -98,3 +115,20 @@ def test_a_field_without_description_is_no_flag(tmp_path, monkeypatch):
 def test_settings_refuse_numbers_below_one(name):
     with pytest.raises(ValueError, match=f"`{name}` must be at least 1. Received 0"):
         CompressionSettings(**{name: 0}).resolved()
+
+
+def test_an_attack_by_name_takes_its_arguments_and_leaves_the_methods():
+    small = atmc.compress(
+        atmc.models.small_cnn(), attack="pgd", epsilon=8 / 255, steps=3, ratio=0.1, bits=4
+    )
+    assert (type(small.attack).__name__, small.attack.steps) == ("PGD", 3)
+    assert float(small.attack.epsilon) == 8 / 255
+    assert (small.method.ratio, small.method.bits) == (0.1, 4)
+    model = atmc.models.small_cnn()
+    for wrong, right in (("epsilom", "epsilon"), ("bitz", "bits"), ("ratoi", "ratio")):
+        with pytest.raises(TypeError, match=f"no argument `{wrong}`. Did you mean '{right}'"):
+            atmc.compress(model, attack="pgd", **{"epsilon": 0.1, wrong: 1})
+    with pytest.raises(TypeError, match="beside a method that is made already"):
+        atmc.compress(model, atmc.methods.ATMC(ratio=0.1), attack="fgsm", epsilon=0.1, bits=4)
+    with pytest.raises(ValueError, match="Unknown attack 'pdg'"):
+        atmc.compress(model, attack="pdg", epsilon=0.1)

@@ -66,3 +66,7 @@ __all__ = [
     "slimming",
     "strip_compression",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -127,3 +127,7 @@ def _overview() -> Text:
         "`atmc COMMAND --help` lists a command's flags. Each runs without any, on digits.",
     ]
     return Text("\n".join(lines))
+
+
+def __dir__() -> list[str]:
+    return __all__

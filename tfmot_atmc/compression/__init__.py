@@ -24,3 +24,7 @@ __all__ = [
     "quantize_after_training",
     "strip_compression",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

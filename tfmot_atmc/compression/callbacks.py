@@ -26,6 +26,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 class _CompressionCallback(keras.callbacks.Callback):
     def _compressed(self) -> CompressedModel:
         if not isinstance(self.model, CompressedModel):

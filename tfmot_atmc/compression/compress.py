@@ -11,12 +11,15 @@ from typing import Any
 
 import keras
 
+from tfmot_atmc import attacks, methods
+from tfmot_atmc.attacks import Attack
 from tfmot_atmc.compression.budget import plan_budget
 from tfmot_atmc.compression.cloning import classes_of, copy_model, rebuild_model
 from tfmot_atmc.compression.continuing import continue_from, factors_of
 from tfmot_atmc.compression.model import CompressedModel
 from tfmot_atmc.compression.sites import find_slots, flat_layers
 from tfmot_atmc.compression.wrapping import plain_classes
+from tfmot_atmc.utils.registry import check_arguments, parameters
 
 _MARK = "_tfmot_atmc_selected"
 Layers = Sequence[str] | Callable[[keras.layers.Layer], bool] | None
@@ -34,7 +37,7 @@ def compress(
     seed: int = 0,
     in_place: bool = False,
     max_bytes: int | str | None = None,
-    **method_arguments: Any,
+    **arguments: Any,
 ) -> Any:
     """Wraps a Keras model so that `fit` compresses it under adversarial training.
 
@@ -47,7 +50,8 @@ def compress(
             wrappers stripped), a layer or a list of layers. A compressed model goes on under the
             new method, from its factors where the new kernels have the same ones.
         method: a `Method`, or the name of one, such as `"atmc"`.
-        attack: None for clean training, or an `Attack` used in training.
+        attack: None for clean training; an `Attack` used in training; or the name of one, such as
+            `"pgd"`, whose own arguments are then among `arguments`.
         validation_attack: the attack used by `evaluate` and validation; None for `attack`, or for
             PGD-10 on its ball where that is ATTA.
         objective: `"adversarial"` (the paper's), `"half"` clean and half adversarial, or an
@@ -61,7 +65,8 @@ def compress(
             have, in bytes or as text such as `"24KB"`; the ratio is found by `plan_budget`, and
             `bits` is 8 where the method has codebooks. Export with `fit_to_bytes`, which holds to
             the size.
-        **method_arguments: arguments for a `method` given by name, such as `ratio` and `bits`.
+        **arguments: those of a `method` given by name, such as `ratio` and `bits`, and of an
+            `attack` given by name, such as `epsilon` and `steps`.
 
     Returns:
         A `CompressedModel`; for a layer or list, the same layer or list, marked.
@@ -69,18 +74,17 @@ def compress(
     Raises:
         ValueError: if the model is not built, has no compressible layer or cannot be copied, an
             argument is out of range, or no file of the model can be as small as `max_bytes`.
-        TypeError: if `to_compress` is none of the above.
+        TypeError: if `to_compress` is none of the above, or neither the method nor the attack has
+            an argument; the nearest right name is told.
 
     Example:
 
     >>> import keras, tfmot_atmc as atmc
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
-    >>> small = atmc.compress(model, "atmc", ratio=0.25, bits=4)
-    >>> small.compression_report().dense_parameters
-    32
+    >>> small = atmc.compress(model, "atmc", ratio=0.25, bits=4, attack="pgd", epsilon=8 / 255)
+    >>> small.compression_report().dense_parameters, small.attack.steps
+    (32, 7)
     """
-    from tfmot_atmc import methods  # named here so that `method` may be a plain string
-
     if isinstance(to_compress, (list, tuple)):
         return type(to_compress)(
             layer if _is_weightless(layer) else _mark(layer) for layer in to_compress
@@ -94,17 +98,19 @@ def compress(
             "`to_compress` must be a keras.Model, a tf_keras model, a layer or a list of layers. "
             f"Received an object of type {type(to_compress)}."
         )
+    if isinstance(attack, str):
+        attack, arguments = _named_attack(attack, method, arguments)
     factors = None
     if isinstance(to_compress, CompressedModel):
         factors = factors_of(to_compress)
         to_compress, in_place = strip_compression(to_compress), True
     if max_bytes is not None:
-        method_arguments = _within(to_compress, max_bytes, method, method_arguments)
+        arguments = _within(to_compress, max_bytes, method, arguments)
     selected = _selected_indices(to_compress, layers)
     model = to_compress if in_place else copy_model(to_compress)
     compressed = CompressedModel(
         model,
-        methods.get(method, **method_arguments),
+        methods.get(method, **arguments),
         attack=attack,
         validation_attack=validation_attack,
         objective=objective,
@@ -115,6 +121,19 @@ def compress(
     if factors is not None:
         continue_from(compressed, factors)
     return compressed
+
+
+def _named_attack(
+    name: str, method: Any, arguments: dict[str, Any]
+) -> tuple[Attack, dict[str, Any]]:
+    """Returns an attack made with those arguments that it has, and the others."""
+    own = parameters(attacks.class_of(name))
+    mine = {key: value for key, value in arguments.items() if key in own}
+    others = {key: value for key, value in arguments.items() if key not in own}
+    if isinstance(method, str):
+        known = parameters(methods.class_of(method))
+        check_arguments(f"compress(method={method!r}, attack={name!r})", others, [*known, *own])
+    return attacks.get(name, **mine), others
 
 
 def _within(

@@ -35,3 +35,7 @@ __all__ = [
     "get_schedule",
     "sparsity",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -6,3 +6,7 @@ from tfmot_atmc.datasets.loading import PADDING, EpochBatches, load
 from tfmot_atmc.datasets.splits import Dataset
 
 __all__ = ["PADDING", "Dataset", "EpochBatches", "KeyedBatches", "load"]
+
+
+def __dir__() -> list[str]:
+    return __all__

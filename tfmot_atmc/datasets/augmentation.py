@@ -14,6 +14,10 @@ from tfmot_atmc.datasets.loading import EpochBatches
 __all__ = ["KeyedBatches"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 class KeyedBatches(EpochBatches):
     """Shuffled, augmented batches for training with `ATTA`.
 

@@ -23,3 +23,7 @@ __all__ = [
     "robustness_curve",
     "wilson_interval",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

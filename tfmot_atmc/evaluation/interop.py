@@ -20,6 +20,10 @@ from tfmot_atmc.attacks.outputs import traced_logits
 __all__ = ["to_art", "to_cleverhans", "to_foolbox"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def to_cleverhans(model: Callable[..., Any]) -> Callable[[Any], tf.Tensor]:
     """Returns the `model_fn` that CleverHans' attacks for TensorFlow 2 take.
 

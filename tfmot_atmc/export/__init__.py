@@ -54,3 +54,7 @@ def __getattr__(name: str) -> Any:
     if name not in _ARCHIVE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.archive"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -20,3 +20,7 @@ __all__ = [
     "live_channels",
     "thin_conv2d",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -34,3 +34,7 @@ __all__ = [
     "project_l0",
     "zero_kmeans",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

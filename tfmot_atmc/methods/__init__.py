@@ -31,3 +31,7 @@ __all__ = [
 
 DEFAULT = "atmc"
 """Name of the method that is meant where none is named, and that others are compared with."""
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -12,6 +12,12 @@ from tfmot_atmc.attacks import logits_of
 from tfmot_atmc.attacks.trades import kl_divergence
 from tfmot_atmc.utils.configurable import Configurable, get_configured
 
+__all__ = ["AdversarialLoss", "Objective", "ObjectiveResult", "TradesLoss", "get_objective"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 class ObjectiveResult(NamedTuple):
     """Loss of one batch, and the outputs it was computed from (None where not needed)."""

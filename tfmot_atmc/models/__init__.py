@@ -109,3 +109,7 @@ def get(name: str, **kwargs: Any) -> keras.Model:
     if name not in _BUILDERS:
         raise ValueError(f"Unknown model {name!r}. Known models: {', '.join(names())}.")
     return _BUILDERS[name](**kwargs)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -29,3 +29,7 @@ __all__ = [
     "run_compression",
     "run_stages",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

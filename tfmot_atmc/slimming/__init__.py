@@ -21,3 +21,7 @@ __all__ = [
     "slim_model",
     "trim_channels",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

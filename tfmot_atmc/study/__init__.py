@@ -13,3 +13,7 @@ __all__ = [
     "load_description",
     "run_study",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

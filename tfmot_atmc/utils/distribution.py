@@ -39,6 +39,11 @@ __all__ = [
     "undivided",
 ]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 # What a Keras optimizer calls to sum the gradients of the replicas.
 _REDUCTION = "_all_reduce_sum_gradients"
 

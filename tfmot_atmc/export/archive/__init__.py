@@ -17,3 +17,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 __all__ = ["ArchiveError", "ArchiveReport", "pack_archive", "unpack_archive"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -4,3 +4,7 @@
 from tfmot_atmc.export.tflite.export import TooLargeError, export_tflite
 
 __all__ = ["TooLargeError", "export_tflite"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -24,3 +24,7 @@ __all__ = [
     "render_table",
     "tflite_path",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
