@@ -22,6 +22,7 @@ from tfmot_atmc.compression import (
     fit_to_bytes,
     plan_budget,
     quantize_after_training,
+    reestimate_batch_norm,
     strip_compression,
 )
 from tfmot_atmc.datasets import augmentation
@@ -60,6 +61,7 @@ __all__ = [
     "plan_budget",
     "quantize_after_training",
     "recipes",
+    "reestimate_batch_norm",
     "references",
     "replicas",
     "slim_model",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compression in training: a Keras model goes in, is trained, and comes out small."""
 
+from tfmot_atmc.compression.batch_norm import reestimate_batch_norm
 from tfmot_atmc.compression.budget import BudgetPlan, FittedModel, fit_to_bytes, plan_budget
 from tfmot_atmc.compression.compress import compress, compression_scope, strip_compression
 from tfmot_atmc.compression.deploy import Deployment, FormChoice, deploy
@@ -22,6 +23,7 @@ __all__ = [
     "fit_to_bytes",
     "plan_budget",
     "quantize_after_training",
+    "reestimate_batch_norm",
     "strip_compression",
 ]
 

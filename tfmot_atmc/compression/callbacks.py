@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_atmc.compression.adversarial_callbacks import CatastrophicOverfitting, KeepPerturbations
+from tfmot_atmc.compression.finish import refresh_statistics, tell_losses, tell_what_died
 from tfmot_atmc.compression.model import CompressedModel
 from tfmot_atmc.constraints.codebook import Codebook
 from tfmot_atmc.utils import distribution
@@ -46,7 +47,11 @@ class UpdateCompression(_CompressionCallback):
     At the start it tells schedules that are given as fractions how many optimizer steps are
     planned. When the loss or its gradient is not finite, the update is left out by the train step
     and this callback stops training, so the model keeps its last good weights. At the end it makes
-    all constraints hold exactly. Its place among the callbacks does not matter.
+    all constraints hold exactly. Before each validation and at the end it re-estimates the
+    statistics of batch normalisation (`reestimate_batch_norm`) on some batches of training data,
+    for the kernels as they would be deployed. It warns of layers that hold nothing any more, of an
+    output that is the same for every input, and of a loss that is much worse in inference than in
+    training. Its place among the callbacks does not matter.
 
     Args:
         divergence_path: None, or a `.keras` path to which the last good model is saved when
@@ -58,10 +63,15 @@ class UpdateCompression(_CompressionCallback):
     def __init__(self, divergence_path: str | os.PathLike[str] | None = None):
         super().__init__()
         self.divergence_path = divergence_path
+        self._first_loss: float | None = None
+        self._refreshed_at: int | None = None
+        self._training = False
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Checks that the steps can be planned."""
         model = self._compressed()
+        self._first_loss = self._refreshed_at = None
+        self._training = True
         model._diverged.assign(False)  # what is trained anew may go well
         if model.horizon or self.params.get("steps"):
             return
@@ -86,6 +96,8 @@ class UpdateCompression(_CompressionCallback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Stops training when a gradient was not finite though the loss was."""
+        if self._first_loss is None:
+            self._first_loss = (logs or {}).get("loss")
         if self._compressed().diverged and not self.model.stop_training:
             self._stop()
 
@@ -103,9 +115,27 @@ class UpdateCompression(_CompressionCallback):
             stacklevel=2,
         )
 
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Within `fit`, lets validation see the statistics that would be deployed."""
+        if self._training:
+            self._refresh()
+
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Makes all constraints hold exactly."""
-        self._compressed().finalize()
+        """Makes all constraints hold exactly, and looks at what is left."""
+        self._training = False
+        model = self._compressed()
+        model.finalize()
+        if model.diverged or not model.step:
+            return
+        if self._refreshed_at != model.step:
+            self._refresh()
+        tell_losses(model, self._first_loss)
+        tell_what_died(model)
+
+    def _refresh(self) -> None:
+        model = self._compressed()
+        if not model.diverged and refresh_statistics(model, self.params.get("steps")):
+            self._refreshed_at = model.step
 
 
 class CompressionSummaries(_CompressionCallback):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from tfmot_atmc.compression.continuing import continue_from, factors_of
 from tfmot_atmc.compression.model import CompressedModel
 from tfmot_atmc.compression.sites import find_slots, flat_layers
 from tfmot_atmc.compression.wrapping import plain_classes
+from tfmot_atmc.slimming.dead import what_is_dead
 from tfmot_atmc.utils.registry import check_arguments, parameters
 
 _MARK = "_tfmot_atmc_selected"
@@ -160,7 +162,7 @@ def strip_compression(model: Any) -> Any:
 
     Returns:
         A plain Keras model with the outputs of the compressed one; for a layer or list, the same,
-        without its mark.
+        without its mark. A warning names layers through which nothing passes any more.
 
     Raises:
         ValueError: if the model is not a compressed one.
@@ -191,7 +193,11 @@ def strip_compression(model: Any) -> Any:
     with plain_classes(model.kernels):
         config = keras.saving.serialize_keras_object(model.model)
         classes = classes_of(model.model)
-    return rebuild_model(config, weights, classes, model.name)
+    plain = rebuild_model(config, weights, classes, model.name)
+    said = what_is_dead(plain)
+    if said is not None:
+        warnings.warn(said, stacklevel=2)
+    return plain
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_atmc import attacks, methods
+from tfmot_atmc.compression.finish import remembered_data
 from tfmot_atmc.compression.labels import (
     attack_target,
     bounds_message,
@@ -42,9 +43,8 @@ from tfmot_atmc.utils import distribution
 class CompressedModel(keras.Model):
     """A Keras model whose kernels are composed, constrained and adversarially trained.
 
-    Made by `tfmot_atmc.compress`; behaves like any Keras model: `compile`, `fit`, `evaluate`,
-    `predict`, `save`, callbacks, `tf.data` and arrays. One train step attacks the batch, takes an
-    optimizer step on the objective, and projects the kernels onto their constraints.
+    Made by `tfmot_atmc.compress`; behaves like any Keras model. One train step attacks the batch,
+    takes an optimizer step on the objective, and projects the kernels onto their constraints.
 
     `evaluate` and validation report the compiled metrics on clean inputs, and `robust_loss` and,
     for classifiers, `robust_accuracy` on inputs attacked by `validation_attack`. Like `predict`
@@ -183,7 +183,7 @@ class CompressedModel(keras.Model):
 
     def compression_report(self) -> CompressionReport:
         """Returns what was touched, what was left alone and why, and where the nonzeros sit."""
-        return compression_report(self.kernels, self._decisions, self.bits)
+        return compression_report(self.kernels, self._decisions, self.bits, self.model.weights)
 
     # --- constraints --------------------------------------------------------------------------
 
@@ -345,11 +345,11 @@ class CompressedModel(keras.Model):
         plans = any(getattr(callback, "plans_compression", False) for callback in inside)
         if not plans and not self.horizon and any(c.needs_horizon for c in self.constraints):
             raise ValueError(
-                "A schedule of this model is given as a fraction of the planned steps. Add "
-                "`callbacks=[tfmot_atmc.callbacks.UpdateCompression()]` to fit(), or give the "
-                "schedule in steps."
+                "A schedule is given as a fraction of the planned steps. Add `callbacks="
+                "[tfmot_atmc.callbacks.UpdateCompression()]` to fit(), or give it in steps."
             )
-        return self._guarded(super().fit, *args, callbacks=callbacks, **kwargs)
+        with remembered_data(self, args, kwargs):
+            return self._guarded(super().fit, *args, callbacks=callbacks, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluates on clean and attacked inputs, as `keras.Model.evaluate`."""

@@ -12,6 +12,8 @@ import numpy as np
 
 from tfmot_atmc.compression.wrapping import LayerDecision, WrappedKernel
 from tfmot_atmc.math import paper_bits
+from tfmot_atmc.slimming.dead import ADVICE, DeadLayer
+from tfmot_atmc.utils.html import html_report
 from tfmot_atmc.utils.tables import table_text
 
 
@@ -44,11 +46,15 @@ class CompressionReport:
         layers: one `LayerDecision` for every layer with weights.
         factors: one `FactorReport` for every factor.
         dense_parameters: parameters of the dense kernels that are compressed.
+        empty: layers whose kernel is zero, so that nothing passes through them.
+        model_parameters: all numbers of the uncompressed model; 0 where that is not known.
     """
 
     layers: tuple[LayerDecision, ...]
     factors: tuple[FactorReport, ...]
     dense_parameters: int
+    empty: tuple[str, ...] = ()
+    model_parameters: int = 0
 
     @property
     def nonzeros(self) -> int:
@@ -83,6 +89,9 @@ class CompressionReport:
             "layers": [asdict(layer) for layer in self.layers],
             "factors": [asdict(factor) for factor in self.factors],
             "dense_parameters": self.dense_parameters,
+            "empty_layers": list(self.empty),
+            "model_parameters": self.model_parameters,
+            "untouched_parameters": self.untouched_parameters,
             "nonzeros": self.nonzeros,
             "nonzeros_by_part": self.parts(),
             "max_distinct": self.max_distinct,
@@ -90,9 +99,28 @@ class CompressionReport:
             "paper_ratio": self.paper_ratio,
         }
 
+    @property
+    def untouched_parameters(self) -> int:
+        """Numbers of the model outside compressed kernels, such as biases and normalisation."""
+        return max(self.model_parameters - self.dense_parameters, 0)
+
+    @property
+    def model_bytes(self) -> tuple[int, int]:
+        """Bytes of all numbers of the model before (float32) and after, by the paper's metric."""
+        rest = 4 * self.untouched_parameters
+        return 4 * self.dense_parameters + rest, -(-self.paper_bits // 8) + rest
+
     def __str__(self) -> str:
-        columns = ("layer", "type", "what", "parameters", "nonzeros", "values", "why")
-        rows = []
+        columns, *rows = self._rows()
+        return "\n".join([table_text(columns, rows), *self._notes()])
+
+    def _repr_html_(self) -> str:
+        return html_report(self._rows(), self._notes())
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [
+            ("layer", "type", "what", "parameters", "nonzeros", "values", "why")
+        ]
         for layer in self.layers:
             mine = [f for f in self.factors if f.name.rsplit("/", 1)[0] == layer.layer]
             rows.append(
@@ -106,17 +134,33 @@ class CompressionReport:
                     layer.reason,
                 )
             )
-        total = (
-            f"total: {self.dense_parameters:,} dense parameters, {self.nonzeros:,} nonzeros, "
-            f"{self.paper_bits:,} bits (ratio {self.paper_ratio:.5f})"
-        )
-        return f"{table_text(columns, rows)}\n{total}"
+        return rows
+
+    def _notes(self) -> list[str]:
+        share = self.nonzeros / max(self.dense_parameters, 1)
+        notes = [
+            f"compressed kernels: {self.nonzeros:,} nonzeros of {self.dense_parameters:,} "
+            f"parameters ({share:.2%}); {self.paper_bits:,} bits without positions, a ratio of "
+            f"bits of {self.paper_ratio:.5f}"
+        ]
+        if self.model_parameters:
+            before, after = self.model_bytes
+            untouched = self.untouched_parameters
+            notes.append(
+                f"whole model: {self.model_parameters:,} parameters, {untouched:,} "
+                f"({untouched / self.model_parameters:.1%}) untouched; {before:,} bytes before, "
+                f"{after:,} after without positions ({after / before:.1%})"
+            )
+        if self.empty:
+            notes.append(f"Warning: nothing passes through {', '.join(self.empty)}. {ADVICE}")
+        return notes
 
 
 def compression_report(
     kernels: Sequence[WrappedKernel],
     decisions: Sequence[LayerDecision],
     bits: int = 32,
+    weights: Sequence[Any] = (),
 ) -> CompressionReport:
     """Returns the report for wrapped kernels as their variables are now.
 
@@ -124,8 +168,9 @@ def compression_report(
         kernels: the wrapped kernels of a model.
         decisions: what was decided for each layer.
         bits: b of the codebooks; 32 for none.
+        weights: all weights of the model, factors included, for figures over the whole of it.
     """
-    factors = []
+    factors, own = [], {id(v) for kernel in kernels for v in kernel.variables.values()}
     for kernel in kernels:
         named = {p: keras.ops.convert_to_numpy(v) for p, v in kernel.variables.items()}
         for part, value in kernel.kernel.counted(named).items():
@@ -142,4 +187,20 @@ def compression_report(
                 )
             )
     dense = sum(int(np.prod(kernel.shape)) for kernel in kernels)
-    return CompressionReport(tuple(decisions), tuple(factors), dense)
+    rest = sum(int(np.prod(weight.shape)) for weight in weights if id(weight) not in own)
+    empty = tuple(layer.layer for layer in empty_kernels(kernels))
+    whole = dense + rest if weights else 0
+    return CompressionReport(tuple(decisions), tuple(factors), dense, empty, whole)
+
+
+def empty_kernels(kernels: Sequence[WrappedKernel]) -> list[DeadLayer]:
+    """Returns the layers whose composed kernel is zero, from the variables as they are now.
+
+    Args:
+        kernels: the wrapped kernels of a model.
+    """
+    return [
+        DeadLayer(kernel.layer.name, "all its weights are zero")
+        for kernel in kernels
+        if not keras.ops.convert_to_numpy(kernel.compose()).any()
+    ]

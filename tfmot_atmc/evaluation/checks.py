@@ -13,6 +13,7 @@ from tfmot_atmc.attacks import PGD, Attack, Problem, looks_like_probabilities
 from tfmot_atmc.attacks.outputs import cross_entropy, logits_function
 from tfmot_atmc.evaluation.report import ClassResult, wilson_interval
 from tfmot_atmc.evaluation.targets import Target
+from tfmot_atmc.slimming.dead import constant_output
 
 __all__ = [
     "BEFORE",
@@ -20,9 +21,11 @@ __all__ = [
     "beyond_gradients",
     "black_box_stronger",
     "given_up",
+    "one_answer",
     "probabilities",
     "random_outputs",
     "run_checks",
+    "same_outputs",
     "steps_too_few",
     "take_sample",
     "unbounded",
@@ -33,8 +36,10 @@ __all__ = [
 _ZERO_GRADIENTS = 0.01
 # What a black-box attack may find that attacks with gradients did not, as a share of all examples.
 _BLACK_BOX = 0.002
-# A class is given up when its clean accuracy is surely below this share of that of all examples.
+# A class is given up when its clean accuracy is surely below this share of that of all examples, or
+# when none of so many of its examples is right, however bad the others are.
 _GIVEN_UP = 1 / 3
+_NONE_OF = 10
 # Two passes over the same input may differ by rounding.
 _SAME_OUTPUT = 1e-4
 _EXAMPLES = 32
@@ -117,7 +122,20 @@ def random_outputs(sample: Sample) -> str | None:
     )
 
 
+def same_outputs(sample: Sample) -> str | None:
+    """Flags a target that answers the same to every input."""
+    inputs = [np.asarray(leaf) for leaf in tf.nest.flatten(sample.x)]
+    if constant_output(inputs) or not constant_output([sample.victim.predict(sample.x)]):
+        return None
+    return (
+        f"{sample.victim.name} returns the same for each of {len(sample.y)} different inputs: its "
+        "output is constant, and no attack can change it. Train again, with a higher `ratio` or "
+        "budgets of layers."
+    )
+
+
 BEFORE: dict[str, Callable[[Sample], str | None]] = {
+    "outputs depend on the input": same_outputs,
     "outputs are logits": probabilities,
     "gradients are not zero": zero_gradients,
     "outputs are deterministic": random_outputs,
@@ -245,7 +263,9 @@ def black_box_stronger(beyond: dict[str, int], n: int, source: str | None = None
 def given_up(name: str, classes: dict[int, ClassResult]) -> str | None:
     """Flags classes that the target hardly ever answers, behind an average that hides it.
 
-    Adversarial training of a small network finds that it pays to give up some classes.
+    Adversarial training of a small network finds that it pays to give up some classes. A class is
+    also given up when none of ten or more of its examples is right: against a bad average, the
+    class that is always answered would make all others look fair.
 
     Args:
         name: Name of the target.
@@ -257,6 +277,7 @@ def given_up(name: str, classes: dict[int, ClassResult]) -> str | None:
         f"{label} ({found.clean / found.n:.1%} of {found.n})"
         for label, found in classes.items()
         if wilson_interval(found.clean, found.n)[1] < enough
+        or (found.n >= _NONE_OF and not found.clean)
     ]
     if not listed:
         return None
@@ -264,6 +285,20 @@ def given_up(name: str, classes: dict[int, ClassResult]) -> str | None:
         f"{name} has given up {len(listed)} of {len(classes)} classes on clean inputs: "
         f"{', '.join(listed[:_LISTED])}{', ...' if len(listed) > _LISTED else ''}."
     )
+
+
+def one_answer(name: str, classes: dict[int, ClassResult]) -> str | None:
+    """Flags a target that answers one class to all examples.
+
+    Args:
+        name: Name of the target.
+        classes: The results of every class.
+    """
+    right = [label for label, found in classes.items() if found.clean]
+    if len(classes) < 2 or len(right) != 1 or classes[right[0]].clean < classes[right[0]].n:
+        return None
+    n = sum(found.n for found in classes.values())
+    return f"{name} answers class {right[0]} to all of {n} examples: its answer is constant."
 
 
 def _under(sample: Sample, attack: Attack) -> tuple[np.ndarray, np.ndarray]:

@@ -289,6 +289,8 @@ class _Evaluation:
         else:
             found = checks_lib.given_up(self._victim.name, counts["by_class"])
             checks["no class is given up"] = found or "passed"
+            found = checks_lib.one_answer(self._victim.name, counts["by_class"])
+            checks["several classes are answered"] = found or "passed"
         if counts["not_finite"]:
             checks["outputs are finite"] = (
                 f"{self._victim.name} returned NaN or infinity for {counts['not_finite']} inputs, "

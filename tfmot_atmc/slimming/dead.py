@@ -143,7 +143,7 @@ def dead_message(dead: Iterable[DeadLayer], constant: bool) -> str | None:
         more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
         said.append(f"Nothing passes through {', '.join(listed[:_NAMED])}{more} any more.")
     if constant:
-        said.append("The output is the same for every input: the model is of no use.")
+        said.append("The output is constant, the same for every input: the model is of no use.")
     return " ".join([*said, ADVICE])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tfmot_atmc.export.tflite.conversion import (
 from tfmot_atmc.export.tflite.report import ExportReport, summarise_tensors
 from tfmot_atmc.math.sizes import parse_bytes
 from tfmot_atmc.slimming import compare_models, is_graph, slim_model
+from tfmot_atmc.slimming.dead import constant_output, dead_layers, dead_message
 from tfmot_atmc.utils.files import written_whole
 
 _SUFFIX = ".tflite"
@@ -129,6 +131,7 @@ def export_tflite(
     samples = None if representative is None else _samples(spec, representative)
     arrays = _examples(spec, inputs, samples)
     expected = predict(model, spec, arrays)
+    said = _tell_dead(model, arrays, expected)
     dense = convert(model, spec, samples)
     slimmed = slim_model(model) if slim or (slim is None and is_graph(model)) else model
     slimming = compare_models(model, slimmed) if slimmed is not model else None
@@ -149,6 +152,7 @@ def export_tflite(
             tensors=tuple(t for t in summarise_tensors(data, names) if len(t.shape) > 1),
             examples=len(arrays[0]),
             slimming=slimming if changed else None,
+            warnings=said,
             **gate,
             **latency,
         )
@@ -257,6 +261,18 @@ def _generate(spec: InputSpec) -> list[np.ndarray]:
                 f"Examples of dtype {dtype} for input {name!r} cannot be generated; pass `inputs`."
             )
     return arrays
+
+
+def _tell_dead(
+    model: keras.Model, arrays: Sequence[np.ndarray], expected: Sequence[np.ndarray]
+) -> tuple[str, ...]:
+    """Warns of a model whose agreement with its file says nothing."""
+    constant = constant_output(expected) and not constant_output(arrays)
+    message = dead_message(dead_layers(model), constant)
+    if message is None:
+        return ()
+    warnings.warn(message, stacklevel=3)
+    return (message,)
 
 
 def _rewrite(

@@ -90,6 +90,7 @@ class ExportReport:
         delegated_partitions: Parts of the graph taken over by a delegate; 1 is best.
         latency_ms: Milliseconds per batch, one thread; None where not measured.
         dense_latency_ms: The same for the converter's file.
+        warnings: What makes the figures say little, such as an output that never changes.
     """
 
     path: str
@@ -106,6 +107,7 @@ class ExportReport:
     latency_ms: float | None = None
     dense_latency_ms: float | None = None
     slimming: SlimmingReport | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def overhead_bytes(self) -> int:
@@ -180,6 +182,7 @@ class ExportReport:
         )
         if not self.num_sparse:
             lines.append("no weight was sparse enough to be stored sparsely: the file is dense")
+        lines += [f"Warning: {warning}" for warning in self.warnings]
         return "\n".join([*lines, format_tensors(self.tensors)])
 
 
