@@ -117,8 +117,8 @@ class CompressionReport:
     def _repr_html_(self) -> str:
         return html_report(self._rows(), self._notes())
 
-    def _rows(self) -> list[tuple[str, ...]]:
-        rows: list[tuple[str, ...]] = [
+    def _rows(self) -> list[tuple[Any, ...]]:
+        rows: list[tuple[Any, ...]] = [
             ("layer", "type", "what", "parameters", "nonzeros", "values", "why")
         ]
         for layer in self.layers:
@@ -139,7 +139,7 @@ class CompressionReport:
     def _notes(self) -> list[str]:
         share = self.nonzeros / max(self.dense_parameters, 1)
         notes = [
-            f"compressed kernels: {self.nonzeros:,} nonzeros of {self.dense_parameters:,} "
+            f"total: {self.nonzeros:,} nonzeros of {self.dense_parameters:,} compressed "
             f"parameters ({share:.2%}); {self.paper_bits:,} bits without positions, a ratio of "
             f"bits of {self.paper_ratio:.5f}"
         ]
