@@ -131,7 +131,6 @@ def export_tflite(
     samples = None if representative is None else _samples(spec, representative)
     arrays = _examples(spec, inputs, samples)
     expected = predict(model, spec, arrays)
-    said = _tell_dead(model, arrays, expected)
     dense = convert(model, spec, samples)
     slimmed = slim_model(model) if slim or (slim is None and is_graph(model)) else model
     slimming = compare_models(model, slimmed) if slimmed is not model else None
@@ -152,21 +151,25 @@ def export_tflite(
             tensors=tuple(t for t in summarise_tensors(data, names) if len(t.shape) > 1),
             examples=len(arrays[0]),
             slimming=slimming if changed else None,
-            warnings=said,
+            warnings=_tell_dead(model, arrays, expected),
             **gate,
             **latency,
         )
-        if report.num_sparse and report.bytes >= report.dense_bytes:
-            raise ExportError(
-                f"The sparse file needs {report.bytes} bytes, the dense one {report.dense_bytes}; "
-                "pass sparse=False."
-            )
-        if limit is not None and report.bytes > limit:
-            raise TooLargeError(
-                f"The file needs {report.bytes:,} bytes, `max_bytes` allows {limit:,}; compress "
-                'the model further, or pass values="int8".'
-            )
+        _check_size(report, limit)
     return report
+
+
+def _check_size(report: ExportReport, limit: int | None) -> None:
+    if report.num_sparse and report.bytes >= report.dense_bytes:
+        raise ExportError(
+            f"The sparse file needs {report.bytes} bytes, the dense one {report.dense_bytes}; "
+            "pass sparse=False."
+        )
+    if limit is not None and report.bytes > limit:
+        raise TooLargeError(
+            f"The file needs {report.bytes:,} bytes, `max_bytes` allows {limit:,}; compress "
+            'the model further, or pass values="int8".'
+        )
 
 
 def _check_path(path: str | os.PathLike[str], overwrite: bool) -> Path:
