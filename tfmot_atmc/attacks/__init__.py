@@ -2,7 +2,7 @@
 """Adversarial attacks on any callable from inputs to logits.
 
 Each attack is called as `attack(model, x, y)`, eagerly or in a graph. To add one, subclass
-`Attack`, write `_perturb(problem, seed)`, and list it in `registry.py`.
+`Attack` and write `_perturb(problem, seed)`; it is known by its name from then on.
 """
 
 from tfmot_atmc.attacks.apgd import APGD, APGDT

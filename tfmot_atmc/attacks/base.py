@@ -21,6 +21,7 @@ from tfmot_atmc.attacks.outputs import (
 from tfmot_atmc.attacks.problem import Leaves, Loss, Problem
 from tfmot_atmc.attacks.traces import Traces
 from tfmot_atmc.attacks.values import ordered_bounds, plain, radius
+from tfmot_atmc.utils.registry import Registry
 
 __all__ = ["Attack", "logits_of", "looks_like_probabilities"]
 
@@ -41,10 +42,11 @@ class Attack:
     """Searches, within a small ball around each input, for one that the model gets wrong.
 
     A new attack is a subclass with one method, `_perturb(problem, seed)`, and a `get_config` that
-    adds its own arguments. The instance is called as `attack(model, x, y)`: eagerly on arrays or
-    tensors, within a `tf.function`, or within `tf.function(jit_compile=True)`. Called eagerly, it
-    traces once per model and kind of input and keeps the trace as long as the model lives.
-    Treat an instance as immutable.
+    adds its own arguments. By being defined it is known under its class name in lower case, and
+    models trained with it can be loaded. The instance is called as `attack(model, x, y)`: eagerly
+    on arrays or tensors, within a `tf.function`, or within `tf.function(jit_compile=True)`. Called
+    eagerly, it traces once per model and kind of input and keeps the trace as long as the model
+    lives. Treat an instance as immutable.
 
     Args:
         epsilon: Radius of the ball in input units (8/255 for pixels in `[0, 1]`): a scalar, or for
@@ -68,6 +70,9 @@ class Attack:
             ordered pair, or `backward_slope` is none of these.
     """
 
+    registry = Registry("attack")
+    """The classes of all attacks."""
+
     needs_gradients = True
     """False for attacks that only look at outputs, and so work on a file or a service."""
 
@@ -82,6 +87,10 @@ class Attack:
 
     _looks_twice = True
     """Whether, called eagerly, `"auto"` searches again with a slope; not where a call is kept."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.registry.add(cls)
 
     def __init__(
         self,

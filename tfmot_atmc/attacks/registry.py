@@ -5,36 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from tfmot_atmc.attacks.apgd import APGD, APGDT
-from tfmot_atmc.attacks.atta import ATTA
-from tfmot_atmc.attacks.autoattack import AutoAttack
 from tfmot_atmc.attacks.base import Attack
-from tfmot_atmc.attacks.fab import FAB, FABT
-from tfmot_atmc.attacks.fgsm import FGSM, RFGSM
-from tfmot_atmc.attacks.mifgsm import MIFGSM
-from tfmot_atmc.attacks.pgd import BIM, PGD
-from tfmot_atmc.attacks.square import Square
-from tfmot_atmc.attacks.trades import TRADES
-from tfmot_atmc.attacks.wrm import WRM
+from tfmot_atmc.utils.registry import check_arguments, parameters
 
 __all__ = ["class_of", "get", "names", "serialize"]
-
-_ATTACKS: dict[str, type[Attack]] = {
-    "apgd": APGD,
-    "apgdt": APGDT,
-    "atta": ATTA,
-    "autoattack": AutoAttack,
-    "bim": BIM,
-    "fab": FAB,
-    "fabt": FABT,
-    "fgsm": FGSM,
-    "mifgsm": MIFGSM,
-    "pgd": PGD,
-    "rfgsm": RFGSM,
-    "square": Square,
-    "trades": TRADES,
-    "wrm": WRM,
-}
 
 
 def get(identifier: Any, **arguments: Any) -> Attack:
@@ -50,7 +24,7 @@ def get(identifier: Any, **arguments: Any) -> Attack:
 
     Raises:
         ValueError: the name is unknown.
-        TypeError: `identifier` is of another type, or a required argument is missing.
+        TypeError: `identifier` is of another type, an argument is unknown, or one is missing.
 
     Example:
     >>> get("fgsm", epsilon=0.1).epsilon
@@ -63,11 +37,14 @@ def get(identifier: Any, **arguments: Any) -> Attack:
             raise TypeError(f"Arguments {sorted(arguments)} do not apply to an existing attack.")
         return identifier
     if isinstance(identifier, dict) and "class_name" in identifier:
-        return class_of(identifier["class_name"]).from_config(
-            {**identifier.get("config", {}), **arguments}
-        )
+        config = {**identifier.get("config", {}), **arguments}
+        cls = class_of(identifier["class_name"])
+        check_arguments(cls.__name__, config, parameters(cls))
+        return cls.from_config(config)
     if isinstance(identifier, str):
-        return class_of(identifier)(**arguments)
+        cls = class_of(identifier)
+        check_arguments(cls.__name__, arguments, parameters(cls))
+        return cls(**arguments)
     raise TypeError(
         "An attack must be an Attack, a name or a dict with 'class_name' and 'config'. "
         f"Received {identifier!r}."
@@ -78,9 +55,22 @@ def serialize(attack: Attack) -> dict[str, Any]:
     """Returns `{"class_name", "config"}`, ready for JSON, from which `get` makes the same attack.
 
     Raises:
-        ValueError: the attack has a custom loss, which has no plain form.
+        ValueError: the attack has a custom loss, which has no plain form, or its class is not
+            registered or does not describe it.
     """
     config = attack.get_config()
+    again = type(attack).from_config(config)
+    lacking = [
+        name
+        for name in parameters(type(attack))
+        if repr(getattr(again, name, None)) != repr(getattr(attack, name, None))
+    ]
+    if lacking:
+        raise ValueError(
+            f"{type(attack).__name__}.get_config() lacks {lacking}, so the attack cannot be made "
+            "again. Return the constructor's arguments there, beside those of super().get_config()."
+        )
+    Attack.registry.name_of(type(attack))  # refuses what could not be found again
     if config.get("loss") is not None:
         raise ValueError(
             f"{type(attack).__name__} has the custom loss {config['loss']!r}, which cannot be "
@@ -97,7 +87,7 @@ def names() -> list[str]:
     >>> "pgd" in names()
     True
     """
-    return sorted(_ATTACKS)
+    return Attack.registry.names()
 
 
 def class_of(name: str) -> type[Attack]:
@@ -113,6 +103,4 @@ def class_of(name: str) -> type[Attack]:
     >>> class_of("wrm").takes("epsilon"), class_of("pgd").takes("epsilon")
     (False, True)
     """
-    if name.lower() not in _ATTACKS:
-        raise ValueError(f"Unknown attack {name!r}. Known: {', '.join(sorted(_ATTACKS))}.")
-    return _ATTACKS[name.lower()]
+    return Attack.registry.find(name)

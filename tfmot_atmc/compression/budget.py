@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Collection
 from typing import Any
 
 import keras
@@ -18,6 +19,7 @@ import numpy as np
 
 from tfmot_atmc.compression.cloning import copy_model
 from tfmot_atmc.compression.model import CompressedModel
+from tfmot_atmc.compression.selection import selected_indices
 from tfmot_atmc.compression.sites import find_slots, flat_layers
 from tfmot_atmc.export import ExportReport, TooLargeError, export_tflite, graph_bytes, weight_bytes
 from tfmot_atmc.math import parse_bytes
@@ -47,17 +49,24 @@ class BudgetPlan:
     smallest_bytes: int
 
 
-def _kernels(model: keras.Model) -> list[Any]:
-    """The variables that `compress` would compress by default."""
+def _kernels(model: keras.Model, selected: Collection[int] | None) -> list[Any]:
+    """The variables that `compress` would compress of the layers at some indices, or of all."""
     found = []
-    for layer in flat_layers(model):
+    for index, layer in enumerate(flat_layers(model)):
+        if selected is not None and index not in selected:
+            continue
         slots = find_slots(layer) if layer.variables else "no weights"
         found += [] if isinstance(slots, str) else [slot.variable for slot in slots]
     return found
 
 
 def plan_budget(
-    model: keras.Model, max_bytes: int | str, *, values: str = "int8", batch_size: int | None = 1
+    model: keras.Model,
+    max_bytes: int | str,
+    *,
+    values: str = "int8",
+    batch_size: int | None = 1,
+    layers: Any = None,
 ) -> BudgetPlan:
     """Finds the largest ratio of nonzeros at which a model's file is predicted to fit.
 
@@ -72,6 +81,8 @@ def plan_budget(
         max_bytes: Bytes, or text such as `"24KB"` (1 KB is 1,024 bytes).
         values: How values will be stored, see `export_tflite`.
         batch_size: Batch of the file, see `export_tflite`.
+        layers: Which layers will be compressed, as `compress` takes it, or their indices in the
+            model's flat order; the kernels of all others are counted as they are.
 
     Returns:
         A `BudgetPlan`.
@@ -90,7 +101,8 @@ def plan_budget(
     limit = parse_bytes(max_bytes)
     plain = model.model if isinstance(model, CompressedModel) else model
     work = copy_model(plain)
-    kernels = _kernels(work)
+    kernels = _kernels(work, _indices(model, plain, layers))
+    whole = len(kernels) == len(_kernels(work, None))
     if not kernels:
         raise ValueError(f"The model {plain.name!r} has no kernel that can be compressed.")
     total = sum(math.prod(kernel.shape) for kernel in kernels)
@@ -106,13 +118,15 @@ def plan_budget(
         return nonzeros
 
     assign(0.0)
-    bare = slim_model(work) if is_graph(work) else work
+    # A nonzero may need a channel of a layer that is left as it is: then none is seen as dead.
+    bare = slim_model(work) if is_graph(work) and whole else work
     smallest = graph + weight_bytes(bare, values=values)
 
     def predict(ratio: float) -> int:
         each = _NONZERO_BYTES.get(values, _FLOAT_NONZERO_BYTES)
         most = smallest + assign(ratio) * each
-        return min(most, graph + weight_bytes(work, values=values))
+        found = graph + weight_bytes(work, values=values)
+        return min(most, found) if whole else found
 
     if smallest > limit:
         raise ValueError(
@@ -126,6 +140,14 @@ def plan_budget(
         middle = math.sqrt(low * high)
         low, high = (middle, high) if predict(middle) <= limit else (low, middle)
     return BudgetPlan(limit, low, predict(low), smallest)
+
+
+def _indices(model: keras.Model, plain: keras.Model, layers: Any) -> Collection[int] | None:
+    if layers is None and isinstance(model, CompressedModel):
+        return model.selected
+    if isinstance(layers, (list, tuple)) and all(isinstance(index, int) for index in layers):
+        return layers
+    return selected_indices(plain, layers)
 
 
 def _random_ranks(shapes: list[tuple[int, ...]]) -> list[np.ndarray]:

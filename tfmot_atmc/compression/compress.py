@@ -4,27 +4,25 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 
 from tfmot_atmc import attacks, methods
-from tfmot_atmc.attacks import Attack
 from tfmot_atmc.compression.budget import plan_budget
 from tfmot_atmc.compression.cloning import classes_of, copy_model, rebuild_model
 from tfmot_atmc.compression.continuing import continue_from, factors_of
 from tfmot_atmc.compression.model import CompressedModel
-from tfmot_atmc.compression.sites import find_slots, flat_layers
+from tfmot_atmc.compression.selection import MARK, Layers, selected_indices
+from tfmot_atmc.compression.sites import find_slots
 from tfmot_atmc.compression.wrapping import plain_classes
 from tfmot_atmc.slimming.dead import what_is_dead
 from tfmot_atmc.utils.registry import check_arguments, parameters
-
-_MARK = "_tfmot_atmc_selected"
-Layers = Sequence[str] | Callable[[keras.layers.Layer], bool] | None
 
 
 def compress(
@@ -59,8 +57,8 @@ def compress(
         objective: `"adversarial"` (the paper's), `"half"` clean and half adversarial, or an
             `Objective`.
         attack_warmup: optimizer steps over which perturbations grow linearly to their full size.
-        layers: None for all compressible layers, a list of layer names, or a function from a
-            layer to whether it should be compressed.
+        layers: None for all compressible layers, or for those of a compressed model that goes on; a
+            list of layer names, or a function from a layer to whether it should be compressed.
         seed: seed of the attacks' randomness.
         in_place: replace the kernels of the model itself and do not copy it first.
         max_bytes: instead of a `ratio`, the size of the .tflite file that the trained model shall
@@ -76,8 +74,8 @@ def compress(
     Raises:
         ValueError: if the model is not built, has no compressible layer or cannot be copied, an
             argument is out of range, or no file of the model can be as small as `max_bytes`.
-        TypeError: if `to_compress` is none of the above, or neither the method nor the attack has
-            an argument; the nearest right name is told.
+        TypeError: if `to_compress` is none of the above, or an argument is unknown or stands beside
+            a method that is made already.
 
     Example:
 
@@ -87,6 +85,9 @@ def compress(
     >>> small.compression_report().dense_parameters, small.attack.steps
     (32, 7)
     """
+    method_arguments, attack_arguments = _sorted_out(method, attack, arguments)
+    if attack_arguments:
+        attack = attacks.get(attack, **attack_arguments)
     if isinstance(to_compress, (list, tuple)):
         return type(to_compress)(
             layer if _is_weightless(layer) else _mark(layer) for layer in to_compress
@@ -100,15 +101,13 @@ def compress(
             "`to_compress` must be a keras.Model, a tf_keras model, a layer or a list of layers. "
             f"Received an object of type {type(to_compress)}."
         )
-    if isinstance(attack, str):
-        attack, arguments = _named_attack(attack, method, arguments)
-    factors = None
+    factors = before = None
     if isinstance(to_compress, CompressedModel):
-        factors = factors_of(to_compress)
+        factors, before = factors_of(to_compress), to_compress.selected
         to_compress, in_place = strip_compression(to_compress), True
+    selected = before if layers is None and before else selected_indices(to_compress, layers)
     if max_bytes is not None:
-        arguments = _within(to_compress, max_bytes, method, arguments)
-    selected = _selected_indices(to_compress, layers)
+        method_arguments = _within(to_compress, max_bytes, method, method_arguments, selected)
     model = to_compress if in_place else copy_model(to_compress)
     compressed = CompressedModel(
         model,
@@ -125,30 +124,43 @@ def compress(
     return compressed
 
 
-def _named_attack(
-    name: str, method: Any, arguments: dict[str, Any]
-) -> tuple[Attack, dict[str, Any]]:
-    """Returns an attack made with those arguments that it has, and the others."""
-    own = parameters(attacks.class_of(name))
-    mine = {key: value for key, value in arguments.items() if key in own}
-    others = {key: value for key, value in arguments.items() if key not in own}
-    if isinstance(method, str):
-        known = parameters(methods.class_of(method))
-        check_arguments(f"compress(method={method!r}, attack={name!r})", others, [*known, *own])
-    return attacks.get(name, **mine), others
+def _sorted_out(
+    method: Any, attack: Any, arguments: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the arguments of the method and of the attack; refuses those of neither."""
+    own = list(inspect.signature(compress).parameters)[:-1]
+    cls = methods.class_of(method) if isinstance(method, str) else type(method)
+    mine = parameters(cls) if issubclass(cls, methods.Method) else {}
+    others = parameters(attacks.class_of(attack)) if isinstance(attack, str) else {}
+    where = f"compress() with {cls.__name__}"
+    check_arguments(where, arguments, [*mine, *others], own)
+    for_attack = {k: v for k, v in arguments.items() if k not in mine}
+    return {k: v for k, v in arguments.items() if k in mine}, for_attack
 
 
 def _within(
-    model: keras.Model, max_bytes: int | str, method: Any, arguments: dict[str, Any]
+    model: keras.Model,
+    max_bytes: int | str,
+    method: Any,
+    arguments: dict[str, Any],
+    selected: Sequence[int] | None,
 ) -> dict[str, Any]:
     """The arguments of a method with which a model's file is predicted to fit."""
     if not isinstance(method, str) or {"ratio", "k", "schedule"} & set(arguments):
         raise ValueError(
-            "`max_bytes` finds the ratio by itself: name the method, such as 'atmc', and give no "
-            f"`ratio`, `k` or `schedule`. Received {method!r} with {sorted(arguments)}."
+            "`max_bytes` finds the ratio by itself: name the method, such as "
+            f"{methods.DEFAULT!r}, and give no `ratio`, `k` or `schedule`. Received {method!r} "
+            f"with {sorted(arguments)}."
         )
-    bits = {"bits": 8} if method == "atmc" else {}
-    return {**bits, **arguments, "ratio": plan_budget(model, max_bytes).ratio}
+    cls = methods.class_of(method)
+    if not cls.takes("ratio"):
+        able = [name for name in methods.names() if methods.class_of(name).takes("ratio")]
+        raise ValueError(
+            f"The method {method!r} has no `ratio`, so `max_bytes` cannot make its file smaller. "
+            f"Those that have one: {', '.join(able)}."
+        )
+    bits = {"bits": 8} if cls.codebooks else {}
+    return {**bits, **arguments, "ratio": plan_budget(model, max_bytes, layers=selected).ratio}
 
 
 def strip_compression(model: Any) -> Any:
@@ -170,8 +182,8 @@ def strip_compression(model: Any) -> Any:
     if isinstance(model, (list, tuple)):
         return type(model)(strip_compression(layer) for layer in model)
     if not isinstance(model, CompressedModel):
-        if isinstance(model, keras.layers.Layer) and _MARK in model.__dict__:
-            del model.__dict__[_MARK]
+        if isinstance(model, keras.layers.Layer) and MARK in model.__dict__:
+            del model.__dict__[MARK]
             return model
         raise ValueError(
             "strip_compression() takes a model returned by compress(). "
@@ -218,24 +230,8 @@ def _mark(layer: Any) -> Any:
         raise TypeError(f"Expected a Keras layer. Received an object of type {type(layer)}.")
     if layer.built and isinstance(find_slots(layer), str):
         raise ValueError(f"Layer '{layer.name}' cannot be compressed: {find_slots(layer)}.")
-    layer.__dict__[_MARK] = True
+    layer.__dict__[MARK] = True
     return layer
-
-
-def _selected_indices(model: keras.Model, layers: Layers) -> list[int] | None:
-    flat = flat_layers(model)
-    marked = [i for i, layer in enumerate(flat) if _MARK in layer.__dict__]
-    if layers is None:
-        return marked or None
-    if callable(layers):
-        return [i for i, layer in enumerate(flat) if layers(layer)]
-    unknown = sorted(set(layers) - {layer.name for layer in flat})
-    if unknown:
-        raise ValueError(
-            f"No layer is named {unknown}. Layers with weights are "
-            f"{[layer.name for layer in flat if layer.weights]}."
-        )
-    return [i for i, layer in enumerate(flat) if layer.name in set(layers)]
 
 
 def _comes_from(model: Any, package: str) -> bool:

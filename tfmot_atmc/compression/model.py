@@ -29,9 +29,11 @@ from tfmot_atmc.compression.wrapping import (
     composed_kernels,
     constrained,
     counted,
+    frozen_layers,
     layer_state,
     place_randomness,
     plain_classes,
+    trainable_again,
     wrap_kernels,
 )
 from tfmot_atmc.constraints.base import Moment
@@ -378,21 +380,20 @@ class CompressedModel(keras.Model):
             "name": self.name,
             "model": model,
             "method": keras.saving.serialize_keras_object(self.method),
-            "attack": None if self.attack is None else attacks.serialize(self.attack),
-            "validation_attack": None
-            if self.validation_attack is None
-            else attacks.serialize(self.validation_attack),
+            "attack": self.attack and attacks.serialize(self.attack),
+            "validation_attack": self.validation_attack
+            and attacks.serialize(self.validation_attack),
             "objective": keras.saving.serialize_keras_object(self.objective),
             "attack_warmup": self.attack_warmup,
             "seed": self.seed,
             "selected": self.selected,
+            "frozen": frozen_layers(self.model, self.kernels),
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> CompressedModel:
         """Rebuilds the model; its weights are loaded afterwards."""
-        config = dict(config)
-        config["model"] = keras.saving.deserialize_keras_object(
-            config["model"], custom_objects=custom_objects
-        )
-        return cls(**config)
+        model = keras.saving.deserialize_keras_object(config["model"], custom_objects)
+        config = {**config, "model": model}
+        with trainable_again(model, config.pop("frozen", ())):
+            return cls(**config)

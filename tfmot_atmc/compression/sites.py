@@ -211,8 +211,9 @@ def _shared(
     mine: dict[int, np.ndarray] = {}
     for index, layer in enumerate(layers):
         weighted = channels.weighted.get(id(layer))
-        if weighted is not None:
-            mine[index] = np.unique(roots[weighted.result])
+        atoms = channels.scaled.get(id(layer)) if weighted is None else weighted.result
+        if atoms is not None:
+            mine[index] = np.unique(roots[atoms])
             for root in mine[index]:
                 groups.setdefault(int(root), []).append(index)
     return {

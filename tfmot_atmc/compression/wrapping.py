@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -239,7 +240,11 @@ def _wrapped(
         for s in slots
     ]
     sites = sites_in_model(model, [slot.layer for slot in slots], sites)
-    made = iter([(site, method.kernel_for(site)) for site in sites])
+    # The argument was a bool, `factorizable`, and a method that still calls it so gets one.
+    former = "factorizable" in inspect.signature(method.kernel_for).parameters
+    made = iter(
+        [(s, method.kernel_for(s.factorizable if former else s)) for s in sites]  # type: ignore[arg-type]
+    )
     wrapped = []
     for mine in chosen:
         wrapped += _wrap_layer(mine, [next(made) for _ in mine], method)
@@ -324,6 +329,25 @@ def _wrap_layer(
     layer.__dict__["_wrapped_kernels"] = {w.attribute: w for w in made}
     layer.__class__ = _composed_class(type(layer), attributes)
     return made
+
+
+def frozen_layers(model: keras.layers.Layer, kernels: Sequence[WrappedKernel]) -> list[int]:
+    """Returns the indices in `flat_layers(model)` of layers that were frozen after wrapping."""
+    mine = {id(kernel.layer) for kernel in kernels if not kernel.layer.trainable}
+    return [index for index, layer in enumerate(flat_layers(model)) if id(layer) in mine]
+
+
+@contextlib.contextmanager
+def trainable_again(model: keras.layers.Layer, frozen: Sequence[int]) -> Iterator[None]:
+    """Lets layers be trained inside the context, so that they are wrapped as they were before."""
+    layers = flat_layers(model)
+    for index in frozen:
+        layers[index].trainable = True
+    try:
+        yield
+    finally:
+        for index in frozen:
+            layers[index].trainable = False
 
 
 @contextlib.contextmanager

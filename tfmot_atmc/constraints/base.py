@@ -83,13 +83,15 @@ def dense_cost(factors: Sequence[Factor], dense_size: int) -> int:
         factors: of each kernel the main one first.
         dense_size: the answer where factors do not know their sites, and entries cost one.
     """
-    sites = {factor.site.name for factor in factors if factor.site and factor.trained}
-    mains: dict[str, Factor] = {}
+    mains: dict[str, tuple[int, float]] = {}
+    acting = set()
     for factor in factors:
         if factor.site is None:
             return dense_size
-        mains.setdefault(factor.site.name, factor)
-    return int(sum(f.site.size * f.cost for name, f in mains.items() if f.site and name in sites))
+        mains.setdefault(factor.site.name, (factor.site.size, factor.cost))
+        if factor.trained:
+            acting.add(factor.site.name)
+    return int(sum(size * cost for name, (size, cost) in mains.items() if name in acting))
 
 
 @dataclass(frozen=True)

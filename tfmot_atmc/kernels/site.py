@@ -51,10 +51,6 @@ class Site:
         default=dict, repr=False, compare=False
     )
 
-    def __bool__(self) -> bool:
-        """Whether the kernel may be a product, as methods for `kernel_for(factorizable)` ask."""
-        return self.factorizable
-
     @property
     def shares_outputs(self) -> tuple[str, ...]:
         """Names of other sites whose output channels are added to this one's.

@@ -35,7 +35,8 @@ class Registry:
         """Registers a class and returns its name.
 
         A class that is defined again, in a notebook or by a reload, takes the place of its own
-        earlier self: it has the same module and qualified name.
+        earlier self: it has the same module and qualified name. Classes within functions come and
+        go, so any other takes the name from them.
 
         Args:
             cls: the class.
@@ -46,7 +47,7 @@ class Registry:
         """
         key = (name or cls.__name__).lower()
         known = self._classes.get(key)
-        if known is not None and _identity(known) != _identity(cls):
+        if known is not None and _identity(known) != _identity(cls) and not _is_local(known):
             raise ValueError(
                 f"The {self.kind} name {key!r} is taken: {_place(cls)} cannot replace "
                 f"{_place(known)}. Give the new class another name."
@@ -114,8 +115,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {found[0]!r}?" if found else ""
 
 
-def parameters(cls: type) -> list[str]:
-    """Returns the names of a constructor's arguments, also those handed on to base classes.
+def parameters(cls: type) -> dict[str, Any]:
+    """Returns a constructor's arguments and defaults, also those handed on to base classes.
 
     Args:
         cls: a class; `**kwargs` of its constructor stand for the arguments of the next class's.
@@ -126,21 +127,23 @@ def parameters(cls: type) -> list[str]:
     ...     def __init__(self, a, b=1): ...
     >>> class B(A):
     ...     def __init__(self, c=2, **kwargs): ...
-    >>> parameters(B)
-    ['c', 'a', 'b']
+    >>> list(parameters(B)), parameters(B)["c"]
+    (['c', 'a', 'b'], 2)
     """
-    found: dict[str, None] = {}
+    found: dict[str, Any] = {}
     for base in cls.__mro__:
         constructor = vars(base).get("__init__")
         if constructor is None or base is object:
             continue
         listed = list(inspect.signature(constructor).parameters.values())[1:]
         more = inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL
-        found.update(dict.fromkeys(p.name for p in listed if p.kind not in more))
+        for parameter in listed:
+            if parameter.kind not in more:
+                found.setdefault(parameter.name, parameter.default)
         if not any(p.kind == inspect.Parameter.VAR_KEYWORD for p in listed):
             break
     without = getattr(cls, "_without", ())
-    return [name for name in found if name not in without]
+    return {name: default for name, default in found.items() if name not in without}
 
 
 def check_arguments(
@@ -175,6 +178,10 @@ def check_arguments(
 
 def _identity(cls: type) -> tuple[str, str]:
     return cls.__module__, cls.__qualname__
+
+
+def _is_local(cls: type) -> bool:
+    return "<locals>" in cls.__qualname__
 
 
 def _place(cls: type) -> str:
