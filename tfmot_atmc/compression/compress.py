@@ -85,7 +85,7 @@ def compress(
     >>> small.compression_report().dense_parameters, small.attack.steps
     (32, 7)
     """
-    method_arguments, attack_arguments = _sorted_out(method, attack, arguments)
+    arguments, attack_arguments = _sorted_out(method, attack, arguments)
     if attack_arguments:
         attack = attacks.get(attack, **attack_arguments)
     if isinstance(to_compress, (list, tuple)):
@@ -107,7 +107,7 @@ def compress(
         to_compress, in_place = strip_compression(to_compress), True
     selected = before if layers is None and before else selected_indices(to_compress, layers)
     if max_bytes is not None:
-        method_arguments = _within(to_compress, max_bytes, method, method_arguments, selected)
+        arguments = _within(to_compress, max_bytes, method, arguments, selected)
     model = to_compress if in_place else copy_model(to_compress)
     compressed = CompressedModel(
         model,
