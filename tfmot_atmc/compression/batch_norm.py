@@ -16,8 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmot_atmc.compression.sites import flat_layers
-from tfmot_atmc.compression.wrapping import layer_state
+from tfmot_atmc.utils.keras_internals import flat_layers, layer_state
 
 __all__ = ["batches_of", "losses_part", "normalisations", "reestimate_batch_norm"]
 

@@ -17,13 +17,15 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfmot_atmc.compression.cloning import copy_model
 from tfmot_atmc.compression.model import CompressedModel
 from tfmot_atmc.compression.selection import selected_indices
-from tfmot_atmc.compression.sites import find_slots, flat_layers
+from tfmot_atmc.compression.sites import find_slots
+from tfmot_atmc.compression.stripping import plain_copy
 from tfmot_atmc.export import ExportReport, TooLargeError, export_tflite, graph_bytes, weight_bytes
 from tfmot_atmc.math import parse_bytes
 from tfmot_atmc.slimming import is_graph, measure_influence, slim_model, trim_channels
+from tfmot_atmc.utils.cloning import copy_model
+from tfmot_atmc.utils.keras_internals import flat_layers
 
 _STEPS = 12
 # Distinct values of the model that predicts sizes: as many as int8 has.
@@ -99,7 +101,7 @@ def plan_budget(
     True
     """
     limit = parse_bytes(max_bytes)
-    plain = model.model if isinstance(model, CompressedModel) else model
+    plain = plain_copy(model) if isinstance(model, CompressedModel) else model
     work = copy_model(plain)
     kernels = _kernels(work, _indices(model, plain, layers))
     whole = len(kernels) == len(_kernels(work, None))

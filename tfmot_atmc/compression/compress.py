@@ -7,7 +7,6 @@ import contextlib
 import inspect
 import os
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,13 +14,12 @@ import keras
 
 from tfmot_atmc import attacks, methods
 from tfmot_atmc.compression.budget import plan_budget
-from tfmot_atmc.compression.cloning import classes_of, copy_model, rebuild_model
 from tfmot_atmc.compression.continuing import continue_from, factors_of
 from tfmot_atmc.compression.model import CompressedModel
 from tfmot_atmc.compression.selection import MARK, Layers, selected_indices
 from tfmot_atmc.compression.sites import find_slots
-from tfmot_atmc.compression.wrapping import plain_classes
-from tfmot_atmc.slimming.dead import what_is_dead
+from tfmot_atmc.compression.stripping import plain_copy, tell_what_is_dead
+from tfmot_atmc.utils.cloning import copy_model
 from tfmot_atmc.utils.registry import check_arguments, parameters
 
 
@@ -189,26 +187,8 @@ def strip_compression(model: Any) -> Any:
             "strip_compression() takes a model returned by compress(). "
             f"Received an object of type {type(model)}."
         )
-    values = model.finalized_factors()
-    kernels, extras, position = {}, set(), 0
-    for kernel in model.kernels:
-        mine = dict(zip(kernel.variables, values[position:], strict=False))
-        position += len(kernel.variables)
-        kernels[id(kernel.variables[kernel.kernel.main])] = kernel.compose(mine).numpy()
-        main = kernel.kernel.main
-        extras |= {id(v) for part, v in kernel.variables.items() if part != main}
-    weights = [
-        kernels[id(w)] if id(w) in kernels else keras.ops.convert_to_numpy(w)
-        for w in model.model.weights
-        if id(w) not in extras
-    ]
-    with plain_classes(model.kernels):
-        config = keras.saving.serialize_keras_object(model.model)
-        classes = classes_of(model.model)
-    plain = rebuild_model(config, weights, classes, model.name)
-    said = what_is_dead(plain)
-    if said is not None:
-        warnings.warn(said, stacklevel=2)
+    plain = plain_copy(model)
+    tell_what_is_dead(plain)
     return plain
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from tfmot_atmc.compression.compress import strip_compression
 from tfmot_atmc.compression.model import CompressedModel
+from tfmot_atmc.compression.stripping import plain_copy, tell_what_is_dead
 from tfmot_atmc.export import stored_bytes
 from tfmot_atmc.kernels import live_channels
 from tfmot_atmc.slimming import can_factor, factor_layers, is_graph, kept_channels, layer_costs
+from tfmot_atmc.utils.keras_internals import flat_layers
 from tfmot_atmc.utils.tables import table_text
 
 OBJECTIVES = ("size", "latency", "balanced")
@@ -105,10 +107,16 @@ def deploy(model: CompressedModel, *, optimize: str = "size", values: str = "aut
     """
     if optimize not in OBJECTIVES:
         raise ValueError(f"`optimize` must be one of {OBJECTIVES}, got {optimize!r}.")
-    plain = strip_compression(model)
+    if not isinstance(model, CompressedModel):
+        raise ValueError(
+            f"deploy() takes a model returned by compress(). Received a {type(model).__name__}."
+        )
+    factors = model.finalized_factors()
+    plain = plain_copy(model, factors)
+    tell_what_is_dead(plain)
     if not is_graph(plain):
         return Deployment(plain, ())
-    products = _products(model, plain)
+    products = _products(model, factors, plain)
     kept = kept_channels(plain)
     positions = _positions(plain)
     forms = tuple(
@@ -120,14 +128,15 @@ def deploy(model: CompressedModel, *, optimize: str = "size", values: str = "aut
 
 
 def _products(
-    model: CompressedModel, plain: keras.Model
+    model: CompressedModel, factors: Sequence[np.ndarray], plain: keras.Model
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The kernels of the plain model's own layers that are products."""
-    values, position = model.finalized_factors(), 0
+    """The kernels of the plain model's own layers that are products, where a name tells which."""
+    names = [layer.name for layer in flat_layers(plain)]
     own = {layer.name for layer in plain.layers if can_factor(layer)}
-    found = {}
+    own = {name for name in own if names.count(name) == 1}
+    found, position = {}, 0
     for kernel in model.kernels:
-        mine = dict(zip(kernel.variables, values[position:], strict=False))
+        mine = dict(zip(kernel.variables, factors[position:], strict=False))
         position += len(kernel.variables)
         product = kernel.kernel.product(mine)
         if product is not None and kernel.layer.name in own:

@@ -19,8 +19,9 @@ from tfmot_atmc.compression.batch_norm import (
     reestimate_batch_norm,
 )
 from tfmot_atmc.compression.report import empty_kernels
-from tfmot_atmc.compression.wrapping import composed_kernels, layer_state
+from tfmot_atmc.compression.wrapping import composed_kernels
 from tfmot_atmc.slimming.dead import constant_output, dead_message
+from tfmot_atmc.utils.keras_internals import layer_state
 
 __all__ = [
     "empty_kernels",

@@ -30,15 +30,14 @@ from tfmot_atmc.compression.wrapping import (
     constrained,
     counted,
     frozen_layers,
-    layer_state,
-    place_randomness,
-    plain_classes,
+    plain_layers,
     trainable_again,
     wrap_kernels,
 )
 from tfmot_atmc.constraints.base import Moment
 from tfmot_atmc.methods.objectives import get_objective
 from tfmot_atmc.utils import distribution
+from tfmot_atmc.utils.keras_internals import layer_state, place_randomness
 
 
 @keras.saving.register_keras_serializable(package="tfmot_atmc")
@@ -374,7 +373,7 @@ class CompressedModel(keras.Model):
             raise ValueError(message) from error
 
     def get_config(self) -> dict[str, Any]:
-        with plain_classes(self.kernels):
+        with plain_layers([kernel.layer for kernel in self.kernels]):
             model = keras.saving.serialize_keras_object(self.model)
         return {
             "name": self.name,

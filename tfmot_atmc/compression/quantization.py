@@ -9,12 +9,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmot_atmc.compression.cloning import copy_model
 from tfmot_atmc.compression.compress import strip_compression
 from tfmot_atmc.compression.model import CompressedModel
-from tfmot_atmc.compression.sites import find_slots, flat_layers, own_variables
+from tfmot_atmc.compression.sites import find_slots
 from tfmot_atmc.math import optimal_zero_kmeans, zero_kmeans
 from tfmot_atmc.methods import Method
+from tfmot_atmc.utils.cloning import copy_model
+from tfmot_atmc.utils.keras_internals import flat_layers, own_variables
 
 __all__ = ["WAYS", "quantize_after_training", "quantize_values", "stored_kernels"]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import keras
 
-from tfmot_atmc.compression.sites import flat_layers
+from tfmot_atmc.utils.keras_internals import flat_layers
 
 __all__ = ["MARK", "Layers", "selected_indices"]
 

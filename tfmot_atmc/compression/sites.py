@@ -19,8 +19,6 @@ __all__ = [
     "Slot",
     "attribute_of",
     "find_slots",
-    "flat_layers",
-    "own_variables",
     "site_of",
     "sites_in_model",
 ]
@@ -43,16 +41,6 @@ class Slot:
     attribute: str
     variable: keras.Variable
     factorizable: bool
-
-
-def flat_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """Returns the model itself and all layers inside it, each once, in a fixed order."""
-    return list(model._flatten_layers(include_self=True, recursive=True))
-
-
-def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
-    """Returns the variables of the layer itself, without those of layers inside it."""
-    return list(layer._trainable_variables) + list(layer._non_trainable_variables)
 
 
 def find_slots(layer: keras.layers.Layer) -> list[Slot] | str:

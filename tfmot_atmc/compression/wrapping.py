@@ -22,14 +22,18 @@ import tensorflow as tf
 from tfmot_atmc.compression.sites import (
     Slot,
     find_slots,
-    flat_layers,
-    own_variables,
     site_of,
     sites_in_model,
 )
 from tfmot_atmc.constraints import Factor
 from tfmot_atmc.kernels import Kernel, PlainKernel, Site, thin_conv2d
 from tfmot_atmc.methods import Method
+from tfmot_atmc.utils.keras_internals import (
+    flat_layers,
+    overrides,
+    own_variables,
+    set_own_variables,
+)
 
 # Kernels composed once for a whole train step, by the identity of the wrapped kernel.
 _COMPOSED: contextvars.ContextVar[dict[int, tf.Tensor] | None] = contextvars.ContextVar(
@@ -149,31 +153,6 @@ def constrained(
     return [next(new) if f.counts else value for f, value in zip(factors, values, strict=True)]
 
 
-def layer_state(model: keras.layers.Layer) -> list[tuple[keras.Variable, tf.Tensor]]:
-    """Returns what a forward pass may change, such as moving averages, with its value now."""
-    return [
-        (variable, tf.identity(variable.value))
-        for layer in flat_layers(model)
-        for variable in layer._non_trainable_variables
-    ]
-
-
-def place_randomness(model: keras.layers.Layer, step: tf.Tensor) -> None:
-    """Ties the random draws of layers such as Dropout to the step, so that a resumed run repeats.
-
-    Keras saves the counters of its random seeds neither in weights nor in backups.
-
-    Args:
-        model: the model whose layers draw.
-        step: scalar integer tensor, optimizer steps taken so far.
-    """
-    for layer in flat_layers(model):
-        for generator in layer._seed_generators:
-            state = tf.convert_to_tensor(generator.state)
-            counter = tf.cast(step, state.dtype) * 4096  # more than the draws of one step
-            generator.state.assign(tf.stack([state[0], counter]))
-
-
 def wrap_kernels(
     model: keras.layers.Layer, method: Method, selected: Sequence[int] | None = None
 ) -> tuple[list[WrappedKernel], list[LayerDecision]]:
@@ -257,11 +236,38 @@ def _wrapped(
 class _ComposedKernels:
     """Mixin of the exchanged classes: saves the factors, not the composed kernel."""
 
-    def save_own_variables(self, store: Any) -> None:
-        keras.layers.Layer.save_own_variables(self, store)
+    def save_own_variables(self: Any, store: Any) -> None:
+        if not overrides(_plain_class(self), "save_own_variables"):
+            keras.layers.Layer.save_own_variables(self, store)
+            return
+        with plain_layers([self]):
+            self.save_own_variables(store)
+        for name, variable in _extras(self).items():
+            store[name] = variable
 
-    def load_own_variables(self, store: Any) -> None:
-        keras.layers.Layer.load_own_variables(self, store)
+    def load_own_variables(self: Any, store: Any) -> None:
+        if not overrides(_plain_class(self), "save_own_variables"):
+            keras.layers.Layer.load_own_variables(self, store)
+            return
+        extras = _extras(self)
+        with plain_layers([self]):
+            self.load_own_variables({key: store[key] for key in store.keys() if key not in extras})
+        for name, variable in extras.items():
+            variable.assign(store[name])
+
+
+def _plain_class(layer: keras.layers.Layer) -> type:
+    return type(layer).__mro__[2]
+
+
+def _extras(layer: Any) -> dict[str, keras.Variable]:
+    """The variables that wrapping added to a layer, by a name for files."""
+    return {
+        f"{kernel.attribute}:{part}": variable
+        for kernel in layer._wrapped_kernels.values()
+        for part, variable in kernel.variables.items()
+        if part != kernel.kernel.main
+    }
 
 
 def _convolution_op(self: Any, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
@@ -275,11 +281,9 @@ def _convolution_op(self: Any, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tenso
         and None not in inputs.shape[1:]
         and not tf.config.list_logical_devices("GPU")
     )
-    return (
-        thin_conv2d(inputs, kernel)
-        if thin
-        else super(type(self), self).convolution_op(inputs, kernel)
-    )
+    if thin:
+        return thin_conv2d(inputs, kernel)
+    return super(type(self), self).convolution_op(inputs, kernel)
 
 
 _CLASSES: dict[tuple[type, tuple[str, ...]], type] = {}
@@ -293,7 +297,7 @@ def _composed_class(base: type, attributes: tuple[str, ...]) -> type:
 
         body: dict[str, Any] = {name: composed(name) for name in attributes}
         body["__module__"] = base.__module__
-        if issubclass(base, keras.layers.Conv2D):
+        if issubclass(base, keras.layers.Conv2D) and not overrides(base, "convolution_op"):
             body["convolution_op"] = _convolution_op
         _CLASSES[base, attributes] = type(
             f"Compressed{base.__name__}", (_ComposedKernels, base), body
@@ -351,13 +355,42 @@ def trainable_again(model: keras.layers.Layer, frozen: Sequence[int]) -> Iterato
 
 
 @contextlib.contextmanager
-def plain_classes(kernels: Sequence[WrappedKernel]) -> Iterator[None]:
-    """Gives the layers their own classes back inside the context, for serialisation."""
-    changed = {id(k.layer): (k.layer, type(k.layer)) for k in kernels}
-    for layer, cls in changed.values():
-        layer.__class__ = cls.__mro__[2]
+def plain_layers(layers: Sequence[keras.layers.Layer]) -> Iterator[None]:
+    """Gives wrapped layers their own classes and variables back inside the context."""
+    changed = []
     try:
+        for layer in {id(layer): layer for layer in layers}.values():
+            added = {id(variable) for variable in _extras(layer).values()}
+            plain = [v for v in layer._trainable_variables if id(v) not in added]
+            changed.append((layer, type(layer), set_own_variables(layer, plain)))
+            layer.__class__ = _plain_class(layer)
         yield
     finally:
-        for layer, cls in changed.values():
+        for layer, cls, variables in changed:
             layer.__class__ = cls
+            set_own_variables(layer, variables)
+
+
+@contextlib.contextmanager
+def plain_model(
+    kernels: Sequence[WrappedKernel], values: Sequence[tf.Tensor | np.ndarray]
+) -> Iterator[None]:
+    """Makes a wrapped model a plain one inside the context, with kernels composed from values.
+
+    Args:
+        kernels: the wrapped kernels of the model.
+        values: one tensor or array for every factor of every kernel.
+    """
+    position, kept = 0, []
+    for kernel in kernels:
+        mine = dict(zip(kernel.variables, values[position:], strict=False))
+        position += len(kernel.variables)
+        variable = kernel.variables[kernel.kernel.main]
+        kept.append((variable, keras.ops.convert_to_numpy(variable)))
+        variable.assign(kernel.compose(mine))
+    try:
+        with plain_layers([kernel.layer for kernel in kernels]):
+            yield
+    finally:
+        for variable, value in kept:
+            variable.assign(value)

@@ -11,6 +11,7 @@ import numpy as np
 
 from tfmot_atmc.slimming.channels import Channels, Signal
 from tfmot_atmc.slimming.rules import RULES
+from tfmot_atmc.utils.keras_internals import computes_as_its_class
 
 
 def is_graph(model: Any) -> bool:
@@ -87,7 +88,7 @@ class Walk:
 
     def _apply(self, node: Any, signals: list[Any], calls: Counter[int]) -> list[Signal | None]:
         operation = node.operation
-        if None not in signals and _is_plain(node):
+        if None not in signals and _is_plain(node) and computes_as_its_class(operation):
             if is_graph(operation) and calls[id(operation)] == 1:
                 return self._enter(operation, signals)
             rule = RULES.get(type(operation))
@@ -109,26 +110,13 @@ class Walk:
 def _is_plain(node: Any) -> bool:
     """Whether a layer got all its tensors as its first argument, and no other orders."""
     arguments = node.arguments
-    if len(arguments.args) != 1 or any(arguments.kwargs.values()):
+    if len(arguments.args) != 1 or any(_says_something(v) for v in arguments.kwargs.values()):
         return False
     return len(keras.tree.flatten(arguments.args[0])) == len(node.input_tensors)
 
 
-def remade(layer: Any, config: dict[str, Any]) -> Any:
-    """Returns a new layer of the same kind, without weights.
-
-    Args:
-        layer: a layer.
-        config: its configuration, with what is to change.
-    """
-    if not isinstance(layer, keras.layers.Lambda):
-        return type(layer).from_config(config)
-    # The very function: one that is read back from a config has lost the names that it uses.
-    return keras.layers.Lambda(
-        layer.function,
-        output_shape=layer._output_shape,
-        mask=layer.mask,
-        arguments=layer.arguments,
-        name=layer.name,
-        dtype=layer.dtype_policy,
+def _says_something(value: Any) -> bool:
+    """Whether a keyword is a tensor, such as a mask or a state, or another order than the usual."""
+    return any(
+        isinstance(leaf, keras.KerasTensor) or bool(leaf) for leaf in keras.tree.flatten(value)
     )

@@ -75,7 +75,7 @@ def dead_layers(model: keras.Model) -> list[DeadLayer]:
         layer = node.operation
         before = [walk.tensors.get(id(tensor)) for tensor in node.input_tensors]
         after = [walk.tensors.get(id(tensor)) for tensor in node.outputs]
-        if not layer.weights or not after or not all(map(_is_constant, after)):
+        if not getattr(layer, "weights", ()) or not after or not all(map(_is_constant, after)):
             continue
         if not all(map(_is_constant, before)):
             reason = _ZEROS if _is_empty(layer) else _NO_PATH

@@ -10,13 +10,18 @@ import keras
 import numpy as np
 from keras import layers
 
-from tfmot_atmc.slimming.analysis import is_graph, remade
+from tfmot_atmc.slimming.analysis import is_graph
+from tfmot_atmc.slimming.rebuilding import Rebuilder
+from tfmot_atmc.utils.cloning import copy_layer
+from tfmot_atmc.utils.keras_internals import computes_as_its_class
 
 FIRST = "_first"
 
 
 def can_factor(layer: Any) -> bool:
     """Tells whether a layer may be replaced: an ungrouped convolution or a dense layer."""
+    if not computes_as_its_class(layer):
+        return False
     if type(layer) is layers.Dense:
         return layer.quantization_mode is None and not layer.lora_enabled
     return type(layer) in (layers.Conv1D, layers.Conv2D) and layer.groups == 1
@@ -42,7 +47,8 @@ def factor_layers(
 
     Raises:
         ValueError: If the graph of the model is not known, a name is not that of a layer of the
-            model itself (or of an inner one), a layer cannot be replaced, or a shape does not fit.
+            model itself (or of an inner one) or that of several, a layer cannot be replaced, or a
+            shape does not fit.
 
     Example:
 
@@ -57,8 +63,14 @@ def factor_layers(
             "Only built functional and sequential models can be changed, since the graph of others "
             f"is not known; got {model.name!r} of type {type(model).__name__}."
         )
-    known = {layer.name: layer for layer in model._flatten_layers(include_self=False)}
+    inside = model._flatten_layers(include_self=False)
+    known = {layer.name: layer for layer in inside}
     for name, (a, b) in products.items():
+        if sum(layer.name == name for layer in inside) > 1:
+            raise ValueError(
+                f"Several layers are named {name!r}, in the model and in models inside it; a layer "
+                "to be replaced needs a name of its own."
+            )
         if name not in known or not can_factor(known[name]):
             raise ValueError(
                 f"{name!r} must be the name of an ungrouped convolution or dense layer; the model "
@@ -70,7 +82,7 @@ def factor_layers(
                 f"The product for {name!r} must give the shape {shape}, got {np.shape(a)} and "
                 f"{np.shape(b)}."
             )
-    return _Rebuilder(products).run(model)
+    return _Splitter(products).run(model)
 
 
 def _gives(a: tuple[int, ...], b: tuple[int, ...], shape: tuple[int, ...]) -> bool:
@@ -95,68 +107,37 @@ def _vertical_and_horizontal(config: dict[str, Any]) -> tuple[dict[str, Any], di
     return vertical, {name: (1, config[name][1]) for name in names}
 
 
-class _Rebuilder:
+class _Splitter(Rebuilder):
+    """Rebuilds a model with two layers for each one that has a product."""
+
     def __init__(self, products: Mapping[str, tuple[np.ndarray, np.ndarray]]):
+        super().__init__()
         self.products = products
-        self.copies: dict[int, Any] = {}
         self.firsts: dict[int, Any] = {}
-        self.values: list[tuple[Any, list[np.ndarray]]] = []
 
-    def run(self, model: keras.Model) -> keras.Model:
-        custom = {type(layer) for layer in model._flatten_layers()}
-        with keras.saving.custom_object_scope({cls.__name__: cls for cls in custom}):
-            rebuilt = self._rebuild(model)
-        for layer, values in self.values:
-            layer.set_weights(values)
-        return rebuilt
+    def parts(self, copy: Any) -> list[Any]:
+        first = self.firsts.get(id(copy))
+        return [copy] if first is None else [first, copy]
 
-    def _rebuild(self, model: Any) -> Any:
-        if isinstance(model, keras.Sequential):
-            parts: list[Any] = [
-                keras.Input(batch_shape=t.shape, dtype=t.dtype) for t in model.inputs
-            ]
-            for layer in model.layers:
-                copy = self._copy(layer)
-                parts += [self.firsts[id(copy)]] if id(copy) in self.firsts else []
-                parts.append(copy)
-            return keras.Sequential(parts, name=model.name)
-        return keras.models.clone_model(model, clone_function=self._copy, call_function=self._call)
-
-    def _call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
-        first = self.firsts.get(id(layer))
-        return layer(*args, **kwargs) if first is None else layer(first(*args))
-
-    def _copy(self, layer: Any) -> Any:
-        if id(layer) not in self.copies:
-            if is_graph(layer):
-                self.copies[id(layer)] = self._rebuild(layer)
-            elif isinstance(layer, layers.Layer):
-                self.copies[id(layer)] = self._make(layer)
-            else:
-                self.copies[id(layer)] = layer
-        return self.copies[id(layer)]
-
-    def _make(self, layer: Any) -> Any:
-        config, values = layer.get_config(), layer.get_weights()
-        if layer.name in self.products:
-            return self._split(layer, config, values)
-        copy = remade(layer, config)
-        self.values.append((copy, values))
-        return copy
+    def changed(self, layer: Any) -> Any:
+        if layer.name not in self.products:
+            return None
+        return self._split(layer, layer.get_config(), layer.get_weights())
 
     def _split(self, layer: Any, config: dict[str, Any], values: list[np.ndarray]) -> Any:
         a, b = self.products[layer.name]
         plain = {"name": layer.name + FIRST, "use_bias": False, "activation": None}
         if isinstance(layer, layers.Dense):
-            first = layers.Dense.from_config(config | plain | {"units": a.shape[-1]})
-            second = layers.Dense.from_config(config)
+            first = copy_layer(layer, config | plain | {"units": a.shape[-1]})
+            second = copy_layer(layer, config)
         else:
             rank = a.ndim - 2
             changes = _pointwise(rank) if b.ndim == 2 else _vertical_and_horizontal(config)
             plain |= {"filters": a.shape[-1]}
-            first = type(layer).from_config(config | plain | changes[0])
-            second = type(layer).from_config(config | changes[1])
+            first = copy_layer(layer, config | plain | changes[0])
+            second = copy_layer(layer, config | changes[1])
             b = b.reshape((1,) * rank + b.shape) if b.ndim == 2 else b
-        self.values += [(first, [a]), (second, [b, *values[1:]])]
+        self.later(lambda: first.set_weights([a]))
+        self.later(lambda: second.set_weights([b, *values[1:]]))
         self.firsts[id(second)] = first
         return second

@@ -9,8 +9,10 @@ import keras
 import numpy as np
 from keras import layers
 
-from tfmot_atmc.slimming.analysis import Walk, graph_of, is_graph, remade
+from tfmot_atmc.slimming.analysis import Walk, is_graph
 from tfmot_atmc.slimming.channels import Weighted
+from tfmot_atmc.slimming.rebuilding import Rebuilder
+from tfmot_atmc.utils.cloning import copy_layer
 
 
 def slim_model(model: keras.Model) -> keras.Model:
@@ -61,64 +63,37 @@ def slim_model(model: keras.Model) -> keras.Model:
             f"Only built functional and sequential models can be slimmed, since the graph of "
             f"others is not known; got {model.name!r} of type {type(model).__name__}."
         )
-    return _Surgeon(model).run()
+    return _Surgeon(model).run(model)
 
 
-class _Surgeon:
-    """Rebuilds a model layer by layer; each layer once, however often it is called."""
+class _Surgeon(Rebuilder):
+    """Rebuilds a model without the channels that nobody needs."""
 
     def __init__(self, model: keras.Model):
-        self.model = model
+        super().__init__()
         self.walk = Walk(model)
         self.needed = self.walk.channels.needed()
-        self.copies: dict[int, Any] = {}
-        self.values: list[tuple[Any, list[np.ndarray]]] = []
 
-    def run(self) -> keras.Model:
-        custom = {type(layer) for layer in self.model._flatten_layers()}
-        with keras.saving.custom_object_scope({cls.__name__: cls for cls in custom}):
-            slimmed = self._rebuild(self.model)
-        for layer, values in self.values:
-            layer.set_weights(values)
-        return slimmed
+    def entered(self, model: Any) -> bool:
+        return id(model) in self.walk.nested
 
-    def _rebuild(self, model: Any) -> Any:
-        graph = graph_of(model)
-        inputs = [self._input(tensor) for tensor in graph.inputs]
-        if isinstance(model, keras.Sequential):
-            copies = [self._copy(layer) for layer in model.layers]
-            return keras.Sequential([inputs[0], *copies], name=model.name)
-        return keras.models.clone_model(
-            model,
-            input_tensors=keras.tree.pack_sequence_as(model.input, inputs),
-            clone_function=self._copy,
-        )
-
-    def _input(self, tensor: Any) -> Any:
+    def input_of(self, tensor: Any) -> Any:
         signal = self.walk.tensors[id(tensor)]
         shape = tuple(tensor.shape)
         if signal is not None:
             shape = (*shape[:-1], int(self.needed[signal.atoms].sum()))
         return keras.Input(batch_shape=shape, dtype=tensor.dtype, name=tensor.name)
 
-    def _copy(self, layer: Any) -> Any:
-        if not isinstance(layer, layers.Layer):
-            return layer
-        if id(layer) not in self.copies:
-            self.copies[id(layer)] = self._make(layer)
-        return self.copies[id(layer)]
-
-    def _make(self, layer: Any) -> Any:
-        if id(layer) in self.walk.nested:
-            return self._rebuild(layer)
-        config, values = layer.get_config(), _values(layer)
-        channels = self.walk.channels
+    def changed(self, layer: Any) -> Any:
+        config, channels = layer.get_config(), self.walk.channels
         if id(layer) in channels.weighted:
             values = self._cut_kernel(layer, channels.weighted[id(layer)], config)
         elif id(layer) in channels.scaled:
             values = self._cut_scales(layer, self.needed[channels.scaled[id(layer)]])
-        copy = remade(layer, config)
-        self.values.append((copy, values))
+        else:
+            return None
+        copy = copy_layer(layer, config)
+        self.later(lambda: copy.set_weights(values))
         return copy
 
     def _cut_kernel(

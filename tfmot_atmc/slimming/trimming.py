@@ -15,6 +15,7 @@ from tfmot_atmc.slimming.channels import Weighted
 from tfmot_atmc.slimming.factoring import FIRST
 from tfmot_atmc.slimming.removal import slim_model
 from tfmot_atmc.slimming.rules import is_elementwise
+from tfmot_atmc.utils.cloning import copy_model
 
 _BATCH = 128
 
@@ -143,8 +144,7 @@ def trim_channels(
     3
     """
     measured = measure_influence(model, inputs) if influence is None else influence
-    changed = keras.models.clone_model(model)
-    changed.set_weights(model.get_weights())
+    changed = copy_model(model)
     for name, number in keep.items():
         if name not in measured or number < 1:
             raise ValueError(
