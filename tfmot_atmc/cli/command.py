@@ -78,7 +78,10 @@ class Command:
         lines = [f"Usage: atmc {self.name}{operand} [flags]", "", self.summary, ""]
         for flag in dict.fromkeys(values[name] for name in values):  # once if it has a short name
             default = "" if flag.default in (None, False, []) else f" (default: {flag.default})"
-            lines.append(_entry(f"--{flag.name}", f"{flag.help}{default}"))
+            choices = getattr(flag.parser, "enum_values", None)
+            among = f" One of {', '.join(choices)}." if choices else ""
+            text = flag.help.partition(">: ")[2] if choices else flag.help  # absl's <a|b>
+            lines.append(_entry(f"--{flag.name}", f"{text}{among}{default}"))
         return Text("\n".join(lines))
 
 

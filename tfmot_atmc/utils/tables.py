@@ -17,6 +17,7 @@ __all__ = ["WIDTH", "made_table", "table_text"]
 WIDTH = 100
 """Columns of text that a table takes at most; longer cells go on in the next line."""
 
+_SHORT = 16  # cells up to here stay in one line, and longer ones give way
 _NUMBER = re.compile(r"[-+]?[\d,.]*\d[\d,.]*(e[-+]?\d+)?\s?(%|B|ms)?|[-?]?")
 
 
@@ -36,7 +37,8 @@ def made_table(
     for position, name in enumerate(columns):
         numeric = bool(cells) and all(_NUMBER.fullmatch(row[position]) for row in cells)
         justify: Any = "right" if numeric else "left"
-        table.add_column(Text(name), justify=justify, overflow="fold")
+        short = all(len(row[position]) <= _SHORT for row in cells)
+        table.add_column(Text(name), justify=justify, overflow="fold", no_wrap=short)
     for row in cells:
         table.add_row(*map(Text, row))
     return table
