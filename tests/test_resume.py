@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Interrupted trainings that end in the same weights as unbroken ones."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -17,7 +18,7 @@ from tfmot_atmc import compress, datasets
 from tfmot_atmc.attacks import FGSM, PGD
 from tfmot_atmc.constraints import CubicBudget, GradientGrowth
 from tfmot_atmc.methods import AL0, DA
-from tfmot_atmc.recipes import Stage, run_stages
+from tfmot_atmc.recipes import Stage, run, run_stages
 
 layers = keras.layers
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -194,6 +195,28 @@ def test_a_finished_stage_is_not_run_again_and_other_settings_are_refused(data, 
     with pytest.raises(ValueError, match=r"other settings \(learning_rate\)"):
         _run(data, tmp_path, stages=other)
     assert (tmp_path / "dense.keras").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("part", ["x_train", "y_train", "x_validation", "y_validation"])
+def test_a_finished_stage_is_not_taken_back_for_other_data(part, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "_run_stage", lambda *arguments: _Done())
+    _run(data, tmp_path, stages=_stages()[:1])
+    monkeypatch.setattr(keras.saving, "load_model", lambda path, **_: path)
+    assert _run(data, tmp_path, stages=_stages()[:1]) == tmp_path / "dense.keras"
+    changed = getattr(data, part).copy()
+    changed.reshape(-1)[-1] = 0 if changed.reshape(-1)[-1] else 1
+    other = dataclasses.replace(data, **{part: changed})
+    with pytest.raises(ValueError, match=r"other settings \(data\)"):
+        _run(other, tmp_path, stages=_stages()[:1])
+
+
+class _Done:
+    """Stands for a stage that has been trained."""
+
+    history: dict = {}
+
+    def remove(self):
+        pass
 
 
 def test_a_diverged_stage_is_no_result_and_keeps_the_last_good_model(data, tmp_path):

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from tfmot_atmc import attacks, models
+from tfmot_atmc import attacks, methods, models
 from tfmot_atmc.recipes import PRESETS
-from tfmot_atmc.recipes.settings import METHODS
 
 __all__ = ["known"]
 
@@ -20,7 +19,7 @@ def known() -> dict[str, list[str]]:
     """
     return {
         "networks": models.names(),
-        "methods": list(METHODS),
+        "methods": methods.names(),
         "attacks": attacks.names(),
         "presets": list(PRESETS),
     }

@@ -29,7 +29,7 @@ def compress(
     *,
     attack: Any = None,
     validation_attack: Any = None,
-    objective: Any = "adversarial",
+    objective: Any = None,
     attack_warmup: int = 0,
     layers: Layers = None,
     seed: int = 0,
@@ -53,7 +53,7 @@ def compress(
         validation_attack: the attack used by `evaluate` and validation; None for `attack`, or for
             PGD-10 on its ball where that is ATTA.
         objective: `"adversarial"` (the paper's), `"half"` clean and half adversarial, or an
-            `Objective`.
+            `Objective`; None for the method's own, which is `"adversarial"` for most.
         attack_warmup: optimizer steps over which perturbations grow linearly to their full size.
         layers: None for all compressible layers, or for those of a compressed model that goes on; a
             list of layer names, or a function from a layer to whether it should be compressed.

@@ -57,7 +57,7 @@ class CompressedModel(keras.Model):
         attack: None for clean training, or an `Attack` for training.
         validation_attack: the attack for evaluation; None for `attack`, or for what measures it
             where that is another (`Attack.for_validation`).
-        objective: an `Objective`, `"adversarial"` or `"half"`.
+        objective: an `Objective`, or the name of one; None for the method's own.
         attack_warmup: optimizer steps over which perturbations grow linearly to their full size.
         seed: seed of the attacks' randomness.
         selected: indices of the layers (in the model's flat order) to compress; None for all.
@@ -74,7 +74,7 @@ class CompressedModel(keras.Model):
         *,
         attack: Any = None,
         validation_attack: Any = None,
-        objective: Any = "adversarial",
+        objective: Any = None,
         attack_warmup: int = 0,
         seed: int = 0,
         selected: Sequence[int] | None = None,
@@ -91,7 +91,7 @@ class CompressedModel(keras.Model):
             self.validation_attack = attacks.get(validation_attack)
         else:
             self.validation_attack = self.attack and self.attack.for_validation()
-        self.objective = get_objective(objective)
+        self.objective = get_objective(objective or self.method.objective or "adversarial")
         self.attack_warmup = int(attack_warmup)
         self.seed = int(seed)
         self.selected = None if selected is None else sorted(int(i) for i in selected)

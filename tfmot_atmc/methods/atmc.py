@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from tfmot_atmc.constraints import Codebook, GradientGrowth
 from tfmot_atmc.kernels import FactorizedKernel, Kernel, PlainKernel, Site
 from tfmot_atmc.methods.l0 import AL0
+from tfmot_atmc.methods.stages import Stage
 
 
 class ATMC(AL0):
@@ -47,6 +49,7 @@ class ATMC(AL0):
     """
 
     codebooks = True
+    stage_name = "atmc32"
 
     def __init__(
         self,
@@ -64,6 +67,38 @@ class ATMC(AL0):
     ):
         self.algorithm, self.rho, self.interval, self.grid = algorithm, rho, interval, grid
         super().__init__(ratio, k, bits, schedule, growth, codebook_begin, layer_exponent)
+
+    def stages(
+        self, epochs: int, preset: str = "default", *, phases: str = "own", finish: bool = False
+    ) -> list[Stage]:
+        """Returns the stages after the dense start.
+
+        The default prunes along a cubic, then hardens the few weights that are left under an attack
+        of three times the steps (they learn to fool a short attack), polishes them with a larger
+        share of clean inputs, and with `bits` below 32 ties them to codebooks. It does not grow by
+        gradient, which lost in paired runs. The preset `"paper"` is l0 projection of plain kernels,
+        then ATMC-32, then ATMC-b by ADMM, with the learning rates of the authors' code.
+
+        Hardening and polishing take a fourth more epochs each, and a codebook a twelfth.
+
+        Source of the paper's: Gui et al., NeurIPS 2019, section 4.1, and the authors' code.
+        """
+        if preset != "paper":
+            phases = "all" if phases == "own" else phases
+            return super().stages(epochs, preset, phases=phases, finish=finish)
+        first, *later = super().stages(epochs, preset, finish=finish)
+        found = first.method
+        projected = AL0(found.ratio, found.k, layer_exponent=found.layer_exponent)
+        return [
+            *projected.stages(epochs, preset),
+            dataclasses.replace(first, learning_rate=0.005, decay=(0.3, 0.4, 0.6)),
+            *(
+                dataclasses.replace(stage, method=stage.method.but(algorithm="admm"))
+                if stage.method.bits != 32
+                else stage
+                for stage in later
+            ),
+        ]
 
     def kernel_for(self, site: Site) -> Kernel:
         return FactorizedKernel() if site.factorizable else PlainKernel()

@@ -8,6 +8,7 @@ from typing import Any
 from tfmot_atmc.attacks import Attack
 from tfmot_atmc.constraints import Codebook, Constraint
 from tfmot_atmc.kernels import Kernel, PlainKernel, Site
+from tfmot_atmc.methods.stages import Stage, phased
 from tfmot_atmc.utils.configurable import Configurable, get_configured
 
 __all__ = ["CodebookMethod", "Method", "class_of", "get", "name_of", "names"]
@@ -30,6 +31,39 @@ class Method(Configurable, kind="method"):
     objective: Any = None
     """What is minimised where the caller names no objective: an `Objective` or its name; None for
     the adversarial loss."""
+
+    starts_dense: bool = True
+    """Whether it starts from a dense model that has been trained, under attack if it is adversarial
+    itself; recipes then train one first."""
+
+    stage_name: str | None = None
+    """Name of its first stage; None for its own name."""
+
+    def stages(
+        self, epochs: int, preset: str = "default", *, phases: str = "own", finish: bool = False
+    ) -> list[Stage]:
+        """Returns the stages of training, without the dense start; none if that is all.
+
+        By default one of pruning, and where there are codebooks a short one that begins with them,
+        at the rates that were best on MNIST. A schedule other than the default one is kept in the
+        first; `codebook_begin` is for training without stages.
+
+        Args:
+            epochs: epochs of the first stage.
+            preset: `"default"`, or `"paper"` for stages as in the ATMC paper.
+            phases: `"own"` for what the method takes on its own; `"all"` for hardening and
+                polishing between the two, or `"pruning"` for none of them, as studies ask for, so
+                that all methods that they compare train for as many steps.
+            finish: add a last stage as long as that of codebooks where there are none.
+
+        Returns:
+            A list of `Stage`.
+
+        Raises:
+            ValueError: for an unknown preset or unknown phases.
+        """
+        name = name_of(self)
+        return phased(self, (self.stage_name or name, name), epochs, preset, phases, finish)
 
     def kernel_for(self, site: Site) -> Kernel:
         """Returns the kernel for a site.

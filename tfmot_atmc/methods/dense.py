@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from tfmot_atmc.methods.base import Method
+from tfmot_atmc.methods.stages import Stage
 
 
 class DA(Method):
@@ -11,3 +12,9 @@ class DA(Method):
 
     Source: Madry et al., 2018; "DA" in Gui et al., NeurIPS 2019, section 4.1.
     """
+
+    def stages(
+        self, epochs: int, preset: str = "default", *, phases: str = "own", finish: bool = False
+    ) -> list[Stage]:
+        """Returns none: the dense start, with which recipes begin, is all."""
+        return []

@@ -27,6 +27,8 @@ class AL0(CodebookMethod):
     Source: "A-l0" in Gui et al., NeurIPS 2019, section 4.1.
     """
 
+    stage_name = "l0"
+
     def __init__(
         self,
         ratio: float | None = None,

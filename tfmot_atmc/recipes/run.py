@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from tfmot_atmc import attacks
 from tfmot_atmc.compression import callbacks
@@ -83,14 +84,17 @@ def run_stages(
 
     Raises:
         FloatingPointError: if a stage diverges; its last good model is saved beside.
-        ValueError: if `out_dir` holds a stage of the same name with other settings.
+        ValueError: if `out_dir` holds a stage of the same name with other settings or other data:
+            all training and validation data are part of what a stage is known by.
     """
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     current: Any = model
-    history = ""
+    history, content = "", _content(data)
     for number, stage in enumerate(stages):
-        settings = _settings(stage, attack, objective, augment, seed, history, model, data)
+        wanted = _objective(stage, objective)
+        known = [data.name, len(data.x_train), content]
+        settings = _settings(stage, attack, wanted, augment, seed, history, model, known)
         history = settings["digest"]
         done = _finished(out / f"{stage.name}.json", settings)
         if done:
@@ -102,7 +106,7 @@ def run_stages(
             stage.method,
             attack=trained,
             validation_attack=validation_attack or _measuring(trained or attack),
-            objective=objective if stage.objective is None else stage.objective,
+            objective=wanted,
             attack_warmup=round(stage.warmup_epochs * _steps(stage, data)),
             seed=seed + 1000 * number,
         )
@@ -251,9 +255,26 @@ class _Progress(keras.callbacks.Callback):
             shutil.rmtree(self._perturbations)
 
 
+def _objective(stage: Stage, objective: Any) -> Any:
+    """Returns what a stage minimises: its own objective, its method's own, or the run's."""
+    if stage.objective is not None:
+        return stage.objective
+    return objective if stage.method.objective is None else stage.method.objective
+
+
+def _content(data: Dataset) -> str:
+    """Returns the SHA-256 of all that is trained and validated on, at about a second a gigabyte."""
+    digest = hashlib.sha256()
+    for array in (data.x_train, data.y_train, data.x_validation, data.y_validation):
+        values = np.ascontiguousarray(array)
+        digest.update(f"{values.dtype.str}{values.shape}".encode())
+        digest.update(values.data)
+    return digest.hexdigest()
+
+
 def _settings(stage: Stage, attack: Any, objective: Any, *others: Any) -> dict[str, Any]:
     """Returns what the result of a stage depends on, and its digest."""
-    augment, seed, history, model, data = others
+    augment, seed, history, model, known = others
     weights = hashlib.sha256()
     for value in model.get_weights():
         weights.update(value.tobytes())
@@ -270,10 +291,10 @@ def _settings(stage: Stage, attack: Any, objective: Any, *others: Any) -> dict[s
         "warmup_epochs": stage.warmup_epochs,
         "batch_size": stage.batch_size,
         "attack": trained and attacks.serialize(trained),
-        "objective": repr(objective if stage.objective is None else stage.objective),
+        "objective": repr(objective),
         "augment": augment,
         "seed": seed,
-        "data": [data.name, len(data.x_train)],
+        "data": known,
         "start": history or weights.hexdigest(),
     }
     text = json.dumps(settings, sort_keys=True, default=str)

@@ -8,18 +8,11 @@ from typing import Any, Literal
 
 from tfmot_atmc import attacks, methods, models
 from tfmot_atmc.math import parse_bytes
+from tfmot_atmc.methods import Method
 from tfmot_atmc.recipes.defaults import defaults
-from tfmot_atmc.recipes.stages import (
-    Stage,
-    atmc_stages,
-    baseline_stages,
-    check_optimizer,
-    dense_stage,
-)
+from tfmot_atmc.recipes.stages import Stage, check_optimizer, dense_stage
 
-__all__ = ["METHODS", "CompressionSettings"]
-
-METHODS = ("atmc", "al0", "alr", "ap", "nap", "da")
+__all__ = ["CompressionSettings"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +22,14 @@ class CompressionSettings:
     Attributes:
         model: name of a network of `tfmot_atmc.models`, or path of a `.keras` file.
         dataset: digits, mnist, cifar10, or another of tensorflow-datasets.
-        method: `"atmc"`; one that it is compared with, `"al0"`, `"ap"`, `"nap"` or `"alr"`; or
-            `"da"` for the dense start alone.
+        method: name of a method: `"atmc"`; one that it is compared with, `"al0"`, `"ap"`, `"nap"`
+            or `"alr"`; `"da"` for the dense start alone; or one of your own.
         ratio: nonzeros as a ratio of the dense kernels' parameters, in (0, 1].
         max_bytes: in place of a ratio, the largest size of the .tflite file, in bytes or as text
             such as `"24KB"`. `run_compression` finds the ratio, which stays None here.
-        bits: b of ATMC's codebooks, or 32 for none.
+        bits: b of the codebooks, or 32 for none, as is the default but for ATMC.
         layer_exponent: None for one budget over all layers; p in [0, 1] for budgets of layers in
-            proportion to their sizes to the power p; `"alr"` and `"da"` have no budget of nonzeros.
+            proportion to their sizes to the power p, where the method has a budget of nonzeros.
         epsilon: radius of the attacks, in input units.
         attack: name of the training attack. `"wrm"` has no epsilon: it is then that of the tests
             alone. `"atta"` takes one step by default, and carries perturbations within each stage.
@@ -83,15 +76,17 @@ class CompressionSettings:
         Raises:
             ValueError: if a value is out of range or does not fit the others.
         """
-        known = defaults(self.dataset)
+        known, kind = defaults(self.dataset), methods.class_of(self.method)
         model = self.model or known.model
         filled: dict[str, Any] = {
             "model": model,
             "ratio": known.ratio if self.max_bytes is None else None,
-            "bits": known.bits if self.method == "atmc" else 32,
+            "bits": known.bits if kind.codebooks else 32,
             "epsilon": known.epsilon,
             "steps": 1 if self.attack.lower() == "atta" else known.steps,
-            "dense_epochs": 0 if model not in models.names() else known.dense_epochs,
+            "dense_epochs": known.dense_epochs
+            if model in models.names() and kind.starts_dense
+            else 0,
             "epochs": known.epochs,
             "learning_rate": 1.0,
             "out": f"atmc_out/{self.dataset}",
@@ -102,19 +97,14 @@ class CompressionSettings:
         return found
 
     def _check(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"`method` must be one of {METHODS}. Received {self.method!r}.")
-        if self.method != "atmc" and self.bits != 32:
-            raise ValueError(f"`bits` is for the method 'atmc'. Received {self.method!r}.")
         attacks.class_of(self.attack)  # refuses unknown names
+        self._check_taken("bits", self.bits != 32)
+        self._check_taken("layer_exponent", self.layer_exponent is not None)
+        self._check_taken("ratio", self.max_bytes is not None, "max_bytes")
         ratio = 1.0 if self.ratio is None else self.ratio
-        # Refuses values out of range.
-        methods.ATMC(ratio=ratio, bits=self.bits or 32, layer_exponent=self.layer_exponent)
-        if self.layer_exponent is not None and self.method in ("alr", "da"):
-            raise ValueError(
-                "`layer_exponent` is for methods with a budget of nonzeros: 'atmc', 'al0', 'ap', "
-                f"'nap'. Received {self.method!r}."
-            )
+        if not 0 < ratio <= 1:
+            raise ValueError(f"`ratio` must lie in (0, 1]. Received {ratio!r}.")
+        self._method(ratio)  # refuses values out of range
         if self.learning_rate is not None and self.learning_rate <= 0:
             raise ValueError(f"`learning_rate` is a factor above 0. Received {self.learning_rate}.")
         if self.optimizer is not None:
@@ -124,8 +114,10 @@ class CompressionSettings:
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise ValueError(f"`{name}` must be at least {bound}. Received {value}.")
-        if self.method == "da" and not self.dense_epochs:
-            raise ValueError("The method 'da' only trains: give `dense_epochs` of at least 1.")
+        if not self._stages(ratio):
+            raise ValueError(
+                f"The method {self.method!r} only trains: give `dense_epochs` of at least 1."
+            )
         if self.max_bytes is not None:
             self._check_budget(self.max_bytes)
 
@@ -136,8 +128,21 @@ class CompressionSettings:
                 "Give `ratio` or `max_bytes`, not both: the ratio follows from the size. "
                 f"Received {self.ratio} and {max_bytes!r}."
             )
-        if self.method == "da":
-            raise ValueError("The method 'da' prunes nothing, so `max_bytes` needs another method.")
+
+    def _check_taken(self, argument: str, given: bool, setting: str = "") -> None:
+        """Refuses a setting for which the method has no argument; names the methods that do."""
+        if given and not methods.class_of(self.method).takes(argument):
+            able = [name for name in methods.names() if methods.class_of(name).takes(argument)]
+            raise ValueError(
+                f"`{setting or argument}` is for methods that have `{argument}`: "
+                f"{', '.join(able)}. Received {self.method!r}."
+            )
+
+    def _method(self, ratio: float) -> Method:
+        """Returns the method with those of the settings that it has arguments for."""
+        kind = methods.class_of(self.method)
+        settings = {"ratio": ratio, "bits": self.bits or 32, "layer_exponent": self.layer_exponent}
+        return methods.get(self.method, **{k: v for k, v in settings.items() if kind.takes(k)})
 
     def stages(self) -> list[Stage]:
         """Returns the stages of training; the settings must be resolved, and have a ratio.
@@ -145,22 +150,19 @@ class CompressionSettings:
         Raises:
             ValueError: if there is none, since it has yet to be found for `max_bytes`.
         """
-        if self.ratio is None and self.method != "da":
+        if self.ratio is None and methods.class_of(self.method).takes("ratio"):
             raise ValueError(
                 "There is no `ratio` yet. Call `resolved()`; and with `max_bytes`, replace it by "
                 "that of `plan_budget`."
             )
-        ratio, epochs = float(self.ratio or 0), int(self.epochs or 0)
-        found = []
+        return self._stages(1.0 if self.ratio is None else self.ratio)
+
+    def _stages(self, ratio: float) -> list[Stage]:
+        method, found = self._method(ratio), []
         if self.dense_epochs:
             start = dense_stage(self.dense_epochs, self.preset)
-            found.append(start.on_clean_inputs() if self.method == "nap" else start)
-        if self.method == "atmc":
-            later = atmc_stages(ratio, int(self.bits or 32), epochs, self.preset)
-            found += map(self._adapted, later)
-        elif self.method != "da":
-            later = baseline_stages(self.method, ratio, epochs, self.preset)
-            found += map(self._adapted, later)
+            found.append(start if method.adversarial else start.on_clean_inputs())
+        found += map(self._adapted, method.stages(int(self.epochs or 0), self.preset))
         if self.objective == "trades":
             found = [s.with_objective_of_the_run() if s.attack_factor else s for s in found]
         if self.batch_size is not None:
@@ -168,11 +170,7 @@ class CompressionSettings:
         return found
 
     def _adapted(self, stage: Stage) -> Stage:
-        """Returns a stage after the dense start with its rate and its kind of budget."""
+        """Returns a stage after the dense start at the settings' rate and with their optimizer."""
         stage = stage.with_optimizer(self.optimizer or stage.optimizer)
-        method = stage.method
-        if self.layer_exponent is not None:
-            config = method.get_config() | {"layer_exponent": self.layer_exponent}
-            method = type(method).from_config(config)
         factor = 1.0 if self.learning_rate is None else self.learning_rate
-        return dataclasses.replace(stage, method=method, learning_rate=factor * stage.learning_rate)
+        return dataclasses.replace(stage, learning_rate=factor * stage.learning_rate)

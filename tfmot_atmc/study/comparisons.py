@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
+from tfmot_atmc import methods
 from tfmot_atmc.study.description import Description
 from tfmot_atmc.study.jobs import variant
 
@@ -110,9 +111,9 @@ def _variants(description: Description) -> list[str]:
     found: dict[str, None] = {}
     few = [bits for bits in description.bits if bits < 32]
     for entry in description.methods:
-        if entry.method == "da":
+        if entry.only_starts:
             continue
-        own = entry.bits or description.bits
+        own = entry.bits_in(description.bits)
         ways = [("", bits) for bits in own]
         if 32 in own:
             ways += itertools.product(description.quantize_afterwards, few)
@@ -124,10 +125,10 @@ def _variants(description: Description) -> list[str]:
 def pairs_of(description: Description) -> list[tuple[str, str]]:
     """Returns the pairs of variants to compare; a pair of methods is one at all bits alike."""
     known = _variants(description)
-    names = [entry.name for entry in description.methods if entry.method != "da"]
+    names = [entry.name for entry in description.methods if not entry.only_starts]
     asked: list[tuple[str, str]] = list(description.compare)
     if not asked:
-        reference = next((e.name for e in description.methods if e.method == "atmc"), None)
+        reference = next((e.name for e in description.methods if e.method == methods.DEFAULT), None)
         if reference is None:
             return []
         asked = [(reference, name) for name in names if name != reference]

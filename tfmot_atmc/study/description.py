@@ -48,8 +48,8 @@ class Description:
         models: names of networks of `tfmot_atmc.models`; empty for each dataset's own.
         methods: what is compared. The dense start is always measured, as `"da"`.
         ratios: nonzeros (for low rank: parameters) as ratios of the dense kernels' parameters.
-        bits: 32 for none; below it, the same models are also tied to codebooks in training, and
-            those without are quantised afterwards.
+        bits: 32 for none; below it, the same models are also tied to codebooks in training, if the
+            method has them, and those without are quantised afterwards.
         quantize_afterwards: how finished 32-bit models are quantised to the `bits` below 32,
             without training: `"uniform"`, `"zero_kmeans"`.
         training: attacks used in training; empty for PGD with the dataset's number of steps.

@@ -10,13 +10,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tfmot_atmc import attacks
+from tfmot_atmc import attacks, methods
 from tfmot_atmc.attacks import Attack
 from tfmot_atmc.recipes.defaults import defaults
-from tfmot_atmc.recipes.settings import METHODS
 from tfmot_atmc.recipes.stages import check_optimizer
 
 __all__ = [
+    "DENSE",
     "AttackEntry",
     "MethodEntry",
     "attack_entries",
@@ -25,6 +25,9 @@ __all__ = [
     "number",
     "several",
 ]
+
+DENSE = methods.name_of(methods.DA)
+"""How results call the dense start."""
 
 _FRACTION = re.compile(r"\s*[\d.]+\s*/\s*[\d.]+\s*")
 
@@ -76,10 +79,10 @@ class MethodEntry:
 
     Attributes:
         name: how it is called in the results.
-        method: `"atmc"`, `"al0"`, `"alr"`, `"ap"`, `"nap"` or `"da"`.
+        method: name of a method, such as `"atmc"`, or of one of your own.
         arguments: further arguments of its constructor, for all stages.
         ratios: its own ratios; None for those of the study.
-        bits: its own bits; None for those of the study.
+        bits: its own bits; None for those of the study, if it has codebooks.
         learning_rate: factor on the learning rates of its stages after the dense start.
         optimizer: `"sgd"` or `"adam"` for those stages, at rates that suit it; None for their own.
         after: in a chain, the name of an entry before it: its first ratio goes on from the model
@@ -98,11 +101,7 @@ class MethodEntry:
     attack: AttackEntry | None = None
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(
-                f"`methods` must be among {METHODS}. Received {self.method!r}."
-                + _suggestion(self.method, METHODS)
-            )
+        methods.class_of(self.method)  # refuses unknown names
         if re.search(r"[-+]\S*\d$| \+ ", self.name) or not self.name:
             raise ValueError(
                 f"A method's name must not look like one with bits. Received {self.name!r}."
@@ -111,6 +110,33 @@ class MethodEntry:
             raise ValueError(f"`learning_rate` is a factor above 0. Received {self.learning_rate}.")
         if self.optimizer is not None:
             check_optimizer(self.optimizer)
+
+    def make(self, ratio: float, bits: int = 32) -> methods.Method:
+        """Returns the method, with those of its arguments that it has.
+
+        Raises:
+            ValueError: if it does not take the entry's `arguments`.
+        """
+        kind = methods.class_of(self.method)
+        given = {"ratio": ratio} | ({"bits": bits} if bits < 32 else {})
+        given = {name: value for name, value in given.items() if kind.takes(name)}
+        try:
+            return kind.from_config({**given, **self.arguments})
+        except TypeError as error:
+            raise ValueError(
+                f"The method {self.name!r} does not take its `arguments`: {error}."
+            ) from error
+
+    @property
+    def only_starts(self) -> bool:
+        """Whether the dense start, which every study measures, is all of it."""
+        return not self.make(0.5).stages(1)
+
+    def bits_in(self, bits: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns its bits in a study with `bits`; only 32 where it has no codebooks."""
+        if self.bits is not None or methods.class_of(self.method).takes("bits"):
+            return self.bits or bits
+        return tuple(b for b in bits if b == 32)
 
 
 def method_entry(entry: Any) -> MethodEntry:

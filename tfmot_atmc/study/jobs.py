@@ -12,12 +12,12 @@ from typing import Any
 import keras
 
 from tfmot_atmc import attacks, methods, recipes
-from tfmot_atmc.constraints import ConstantBudget, CubicBudget
+from tfmot_atmc.constraints import CubicBudget
 from tfmot_atmc.methods.objectives import AdversarialLoss
 from tfmot_atmc.recipes.defaults import defaults
 from tfmot_atmc.recipes.run import Stage
 from tfmot_atmc.study.description import Description
-from tfmot_atmc.study.entries import AttackEntry, MethodEntry
+from tfmot_atmc.study.entries import DENSE, AttackEntry, MethodEntry
 
 __all__ = ["Job", "expand", "method_stages", "variant"]
 
@@ -92,8 +92,8 @@ def method_stages(
 ) -> list[Stage]:
     """Returns the stages of a method after the dense start.
 
-    Every method has as many epochs and steps, at the same rates and under the same attacks, as ATMC
-    has in its recipe: only the constraint differs.
+    Methods without stages of their own have as many epochs and steps, at the same rates and under
+    the same attacks, as ATMC has in its recipe: only the constraint differs.
 
     Args:
         entry: the method.
@@ -104,57 +104,22 @@ def method_stages(
     Raises:
         ValueError: if the method has no codebooks and `bits` is below 32.
     """
-    epochs, preset = description.epochs, description.preset
-    template = recipes.atmc_stages(ratio, bits, epochs, preset)
-    if description.finish and bits == 32:
-        with_codebook = recipes.atmc_stages(ratio, 8, epochs)[-1]
-        plain = template[-1].method
-        template.append(dataclasses.replace(with_codebook, name="finished", method=plain))
-    if description.phases == "pruning":
-        template = [stage for stage in template if stage.name not in ("hardened", "polished")]
-    if entry.method == "atmc":
-        stages = template
-    elif preset == "paper":
-        stages = _paper_stages(entry.method, ratio, bits, template)
-    else:
-        pruning = recipes.baseline_stages(entry.method, ratio, epochs, preset)
-        stages = pruning + [
-            dataclasses.replace(stage, method=_later(entry.method, ratio, stage))
-            for stage in template[1:]
-        ]
+    if bits < 32 and not methods.class_of(entry.method).takes("bits"):
+        raise ValueError(f"The method {entry.name!r} has no codebooks. Received bits={bits}.")
+    stages = entry.make(ratio, bits).stages(
+        description.epochs,
+        description.preset,
+        phases=description.phases,
+        finish=description.finish and bits == 32,
+    )
     return [_adapted(stage, entry, description) for stage in stages]
-
-
-def _paper_stages(method: str, ratio: float, bits: int, template: list[Stage]) -> list[Stage]:
-    """Returns one stage as long as l0 projection and ATMC-32 together, and that of a codebook."""
-    epochs = sum(stage.epochs for stage in template[:2])
-    stages = recipes.baseline_stages(method, ratio, epochs, "paper")
-    if bits == 32:
-        return stages
-    last = template[-1]
-    return [*stages, dataclasses.replace(last, method=_later(method, ratio, last))]
-
-
-def _later(method: str, ratio: float, stage: Stage) -> methods.Method:
-    """Returns the method of a stage after pruning: at its full budget, with or without codebook."""
-    arguments: dict[str, Any] = {"ratio": ratio}
-    if stage.method.bits < 32:  # type: ignore[attr-defined]
-        arguments |= {"bits": stage.method.bits, "codebook_begin": 0}  # type: ignore[attr-defined]
-    if method == "al0":
-        arguments["schedule"] = ConstantBudget()
-    return methods.get(method, **arguments)
 
 
 def _adapted(stage: Stage, entry: MethodEntry, description: Description) -> Stage:
     """Returns a stage with what an entry of the description asks for."""
     method = stage.method
-    if entry.arguments and isinstance(method, type(methods.get(entry.method, ratio=0.5))):
-        try:
-            method = type(method).from_config({**method.get_config(), **entry.arguments})
-        except TypeError as error:
-            raise ValueError(
-                f"The method {entry.name!r} does not take its `arguments`: {error}."
-            ) from error
+    if entry.arguments and isinstance(method, methods.class_of(entry.method)):
+        method = type(method).from_config({**method.get_config(), **entry.arguments})
     if not method.adversarial:
         if entry.attack is not None:
             raise ValueError(f"{entry.name!r} trains on clean inputs and takes no `attack`.")
@@ -167,7 +132,6 @@ def _adapted(stage: Stage, entry: MethodEntry, description: Description) -> Stag
     return dataclasses.replace(
         stage,
         attack=None if entry.attack is None else entry.attack.make(description.data[0]),
-        name=stage.name.replace("atmc", entry.method),
         method=method,
         learning_rate=stage.learning_rate * entry.learning_rate,
         batch_size=description.batch_size or stage.batch_size,
@@ -210,16 +174,17 @@ def _expand_run(
         found.setdefault(job.name, job)
 
     start = _training(run, (dense,), None, found)
-    measure(start, method="da", ratio=1.0, bits=32, epochs=0)
+    measure(start, method=DENSE, ratio=1.0, bits=32, epochs=0)
     for entry in description.methods:
-        if entry.method == "da":
+        if entry.only_starts:
             continue
         for ratio, bits, stages in _paths(entry, dense, description):
             job = _training(run, stages[:1], None, found)
             for end in range(2, len(stages) + 1):
                 job = _training(run, stages[:end], job, found)
             row = {"method": entry.name, "ratio": ratio, "bits": bits}
-            row["epochs"] = sum(stage.epochs for stage in stages[1:])
+            later = stages[1:] if methods.name_of(stages[0].method) == DENSE else stages
+            row["epochs"] = sum(stage.epochs for stage in later)
             measure(job, **row)
             if bits == 32:
                 for how in description.quantize_afterwards:
@@ -234,7 +199,7 @@ def _paths(
     ratios = description.ratios_for(entry)
     before = _start(entry, dense, description)
     for ratio in sorted(ratios, reverse=True) if description.chain else ratios:
-        for bits in entry.bits or description.bits:
+        for bits in entry.bits_in(description.bits):
             yield ratio, bits, before + _linked(entry, ratio, bits, before, description)
         if description.chain:
             before += _link(entry, ratio, before, description)
@@ -244,8 +209,10 @@ def _start(entry: MethodEntry, dense: Stage, description: Description) -> tuple[
     """Returns the stages before a method's first ratio: the dense start, or another's chain."""
     ratios = description.ratios_for(entry)
     if entry.after is None:
-        adversarial = methods.get(entry.method, ratio=ratios[0]).adversarial
-        return (dense if adversarial else dense.on_clean_inputs(),)
+        method = entry.make(ratios[0])
+        if not method.starts_dense:
+            return ()
+        return (dense if method.adversarial else dense.on_clean_inputs(),)
     other = next(method for method in description.methods if method.name == entry.after)
     before = _start(other, dense, description)
     for ratio in sorted(description.ratios_for(other), reverse=True):
@@ -274,7 +241,7 @@ def _linked(
     """
     stages = method_stages(entry, ratio, bits, description)
     if description.chain:
-        end = getattr(before[-1].method, "ratio", None)
+        end = getattr(before[-1].method, "ratio", None) if before else None
         stages = [
             dataclasses.replace(
                 stage, name=f"{stage.name}-{ratio:g}", method=_falling_from(end, stage.method)
@@ -290,7 +257,7 @@ def _falling_from(ratio: float | None, method: methods.Method) -> methods.Method
     if ratio is None or not isinstance(schedule, CubicBudget):
         return method
     lower = CubicBudget(**{**schedule.get_config(), "initial_ratio": ratio})
-    return type(method).from_config({**method.get_config(), "schedule": lower})
+    return method.but(schedule=lower)
 
 
 def _training(

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from tfmot_atmc.study.entries import DENSE
 from tfmot_atmc.study.results import CLEAN
 from tfmot_atmc.utils.figures import save_figure
 
@@ -32,7 +33,6 @@ _COLORS = (
 )
 _COLUMNS = 3
 _LEGEND_INCHES = 1.9
-_DENSE = "da"
 
 _Curves = dict[str, tuple[list[float], list[float]]]
 """The coordinates of each variant's points, the largest ratio first."""
@@ -136,7 +136,7 @@ def tradeoff_figure(
         ratios = sorted({ratio for ratio, kind in points if kind == attack}, reverse=True)
         pairs = [(points[ratio, CLEAN], points[ratio, attack]) for ratio in ratios]
         clean, robust = ([100 * pair[i]["mean"] for pair in pairs] for i in (0, 1))
-        if name == _DENSE:
+        if name == DENSE:
             axes.axvline(clean[0], color="#444444", linestyle="--", linewidth=1)
             axes.axhline(robust[0], color="#444444", linestyle="--", linewidth=1, label="dense")
             continue
@@ -163,7 +163,7 @@ def _panel(axes: Any, entries: Sequence[Mapping[str, Any]], after: Mapping[str, 
     styles = _styles(entries, after)
     curves: _Curves = {}
     for name, points in _by_variant(entries).items():
-        if name == _DENSE:
+        if name == DENSE:
             level = 100 * points[0]["mean"]
             axes.axhline(level, color="#444444", linestyle="--", linewidth=1, label="dense")
             continue
@@ -210,7 +210,7 @@ def _styles(
 
     Methods have a colour each, and one together where one goes on from the other.
     """
-    variants = [name for name in dict.fromkeys(e["variant"] for e in entries) if name != _DENSE]
+    variants = [name for name in dict.fromkeys(e["variant"] for e in entries) if name != DENSE]
     bare = list(map(_bare, variants))
     methods = list(dict.fromkeys(bare))
     origins = list(dict.fromkeys(_origin(method, after) for method in methods))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tfmot_atmc.study.entries import DENSE
 from tfmot_atmc.study.plots import groups
 from tfmot_atmc.study.results import CLEAN
 from tfmot_atmc.utils.files import write_bytes
@@ -60,7 +61,7 @@ def accuracies(summary: Sequence[Mapping[str, Any]], attacks: Sequence[str] = (C
     | --- | --- | --- |
     | al0 | 3 | 50.0 |
     """
-    ratios = sorted({e["ratio"] for e in summary if e["variant"] != "da"}, reverse=True)
+    ratios = sorted({e["ratio"] for e in summary if e["variant"] != DENSE}, reverse=True)
     cells = {(e["variant"], e["ratio"], e["attack"]): 100 * e["mean"] for e in summary}
     rows = [["method", "seeds", *[f"{ratio:g}" for _ in attacks for ratio in ratios]]]
     if len(attacks) > 1:
@@ -68,11 +69,11 @@ def accuracies(summary: Sequence[Mapping[str, Any]], attacks: Sequence[str] = (C
         rows.append(["", "", *[name for group in names for name in group]])
     for name in dict.fromkeys(entry["variant"] for entry in summary):
         seeds = max(entry["seeds"] for entry in summary if entry["variant"] == name)
-        row = [f"{name} (dense)" if name == "da" else name, str(seeds)]
+        row = [f"{name} (dense)" if name == DENSE else name, str(seeds)]
         for attack in attacks:
             for ratio in ratios:
                 # The dense start has one size, shown once.
-                at = 1.0 if name == "da" and ratio == ratios[0] else ratio
+                at = 1.0 if name == DENSE and ratio == ratios[0] else ratio
                 value = cells.get((name, at, attack))
                 row.append("" if value is None else f"{value:.1f}")
         rows.append(row)

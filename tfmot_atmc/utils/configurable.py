@@ -54,6 +54,11 @@ class Configurable:
         """
         return argument in parameters(cls)
 
+    @classmethod
+    def default(cls, argument: str) -> Any:
+        """Returns the default of an argument of the constructor."""
+        return parameters(cls)[argument]
+
     def but(self, **changes: Any) -> Any:
         """Returns the same object with some arguments changed.
 
