@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmot_atmc.utils.keras_internals import flat_layers, layer_state
+from tfmot_atmc.utils.keras_internals import flat_layers, layer_state, random_states
 
 __all__ = ["batches_of", "losses_part", "normalisations", "reestimate_batch_norm"]
 
@@ -75,7 +75,7 @@ def reestimate_batch_norm(
         )
     run = forward or (lambda batch: model(_inputs(batch), training=True))
     own = {id(v) for layer in layers for v in (layer.moving_mean, layer.moving_variance)}
-    seeds = [s.state for layer in flat_layers(model) for s in layer._seed_generators]
+    seeds = [state for layer in flat_layers(model) for state in random_states(layer)]
     others = [(v, value) for v, value in layer_state(model) if id(v) not in own]
     others += [(seed, tf.identity(seed.value)) for seed in seeds]
     sums = [[np.zeros(v.shape, np.float64) for v in _statistics(layer)] for layer in layers]

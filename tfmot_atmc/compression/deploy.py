@@ -16,7 +16,7 @@ from tfmot_atmc.compression.stripping import plain_copy, tell_what_is_dead
 from tfmot_atmc.export import stored_bytes
 from tfmot_atmc.kernels import live_channels
 from tfmot_atmc.slimming import can_factor, factor_layers, is_graph, kept_channels, layer_costs
-from tfmot_atmc.utils.keras_internals import flat_layers
+from tfmot_atmc.utils.keras_internals import calls_of, flat_layers
 from tfmot_atmc.utils.tables import table_text
 
 OBJECTIVES = ("size", "latency", "balanced")
@@ -161,7 +161,7 @@ def _widening(layer: Any, b: np.ndarray) -> float:
     if b.ndim == 2:
         return 1.0
     axis = 2 if layer.data_format == "channels_last" else 3
-    node = layer._inbound_nodes[0]
+    node = calls_of(layer)[0]
     before, after = node.input_tensors[0].shape[axis], node.outputs[0].shape[axis]
     return 1.0 if before is None else before / after
 

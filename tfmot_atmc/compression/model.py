@@ -37,11 +37,16 @@ from tfmot_atmc.compression.wrapping import (
 from tfmot_atmc.constraints.base import Moment
 from tfmot_atmc.methods.objectives import get_objective
 from tfmot_atmc.utils import distribution
-from tfmot_atmc.utils.keras_internals import layer_state, place_randomness
+from tfmot_atmc.utils.keras_internals import (
+    BuiltFromOwnBatch,
+    layer_state,
+    loss_tracker,
+    place_randomness,
+)
 
 
 @keras.saving.register_keras_serializable(package="tfmot_atmc")
-class CompressedModel(keras.Model):
+class CompressedModel(BuiltFromOwnBatch, keras.Model):
     """A Keras model whose kernels are composed, constrained and adversarially trained.
 
     Made by `tfmot_atmc.compress`; behaves like any Keras model. One train step attacks the batch,
@@ -284,7 +289,7 @@ class CompressedModel(keras.Model):
         if self.attack is not None and result.adversarial_outputs is not None:
             robust_loss = loss_of(y, result.adversarial_outputs)
             robust = self._update_robust(y, result.adversarial_outputs, robust_loss, share)
-        self._loss_tracker.update_state(total)
+        loss_tracker(self).update_state(total)
         return self._reported(self.compute_metrics(x, y, clean, sample_weight), robust)
 
     def _reported(self, results: dict[str, Any], robust: set[str]) -> dict[str, Any]:
@@ -310,7 +315,7 @@ class CompressedModel(keras.Model):
                 robust = self.model(attacked, training=False)
                 robust_loss = self._loss_in_test(x, y, robust, sample_weight)
                 reported = self._update_robust(y, robust, robust_loss, share)
-        self._loss_tracker.update_state(loss, share)
+        loss_tracker(self).update_state(loss, share)
         return self._reported(self.compute_metrics(x, y, outputs, sample_weight), reported)
 
     def _loss_in_test(self, x: Any, y: Any, outputs: Any, sample_weight: Any) -> tf.Tensor:
@@ -356,12 +361,8 @@ class CompressedModel(keras.Model):
         """Evaluates on clean and attacked inputs, as `keras.Model.evaluate`."""
         return self._guarded(super().evaluate, *args, **kwargs)
 
-    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        # Keras itself cannot look at a batch that is spread over workers, or unevenly.
-        strategy = self.distribute_strategy
-        if iterator is not None and strategy.num_replicas_in_sync > 1:
-            iterator, data_batch = None, distribution.own_batch(strategy, iterator)
-        super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
+    def _own_batch(self, iterator: Any) -> Any:
+        return distribution.own_batch(self.distribute_strategy, iterator)
 
     def _guarded(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:

@@ -14,6 +14,7 @@ import numpy as np
 
 from tfmot_atmc.kernels import Site
 from tfmot_atmc.slimming.analysis import Walk, graph_of, is_graph, nodes_of
+from tfmot_atmc.utils.keras_internals import build_shapes, plain_kernel
 
 __all__ = [
     "Slot",
@@ -70,7 +71,7 @@ def find_slots(layer: keras.layers.Layer) -> list[Slot] | str:
     if isinstance(layer, _UNTOUCHED):
         return "normalisation or embedding"
     if isinstance(layer, (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D)):
-        variable = layer._kernel
+        variable = plain_kernel(layer)
         return [Slot(layer, "kernel", variable, getattr(layer, "groups", 1) == 1)]
     if isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):
         return [Slot(layer, "kernel", layer.kernel, False)]
@@ -161,7 +162,7 @@ def _become(layers: Sequence[keras.layers.Layer], classes: Sequence[type]) -> No
 
 def _positions(layer: Any) -> int | None:
     """Returns the number of output positions for one example, where the shapes say."""
-    built = getattr(layer, "_build_shapes_dict", None) or {}
+    built = build_shapes(layer)
     shape = built.get("input_shape")
     if shape is None:
         return None

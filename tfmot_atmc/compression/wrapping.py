@@ -31,8 +31,10 @@ from tfmot_atmc.methods import Method
 from tfmot_atmc.utils.keras_internals import (
     flat_layers,
     overrides,
+    own_trainable_variables,
     own_variables,
     set_own_variables,
+    unlocked,
 )
 
 # Kernels composed once for a whole train step, by the identity of the wrapped kernel.
@@ -313,21 +315,20 @@ def _wrap_layer(
     for slot, (site, kernel) in zip(slots, planned, strict=True):
         wrapped = WrappedKernel(site, layer, slot.attribute, kernel)
         values = kernel.initial_values(keras.ops.convert_to_numpy(slot.variable))
-        layer._tracker.unlock()
-        for part, value in values.items():
-            if part == kernel.main:
-                slot.variable.assign(value)
-                wrapped.variables[part] = slot.variable
-            else:
-                wrapped.variables[part] = layer.add_weight(
-                    name=f"{slot.attribute.lstrip('_')}_{part}",
-                    shape=value.shape,
-                    dtype=slot.variable.dtype,
-                    initializer="zeros",
-                )
-                wrapped.variables[part].assign(value)
-            wrapped.costs[part] = float(method.cost_of(site, part))
-        layer._tracker.lock()
+        with unlocked(layer):
+            for part, value in values.items():
+                if part == kernel.main:
+                    slot.variable.assign(value)
+                    wrapped.variables[part] = slot.variable
+                else:
+                    wrapped.variables[part] = layer.add_weight(
+                        name=f"{slot.attribute.lstrip('_')}_{part}",
+                        shape=value.shape,
+                        dtype=slot.variable.dtype,
+                        initializer="zeros",
+                    )
+                    wrapped.variables[part].assign(value)
+                wrapped.costs[part] = float(method.cost_of(site, part))
         made.append(wrapped)
     attributes = tuple(slot.attribute for slot in slots)
     layer.__dict__["_wrapped_kernels"] = {w.attribute: w for w in made}
@@ -361,7 +362,7 @@ def plain_layers(layers: Sequence[keras.layers.Layer]) -> Iterator[None]:
     try:
         for layer in {id(layer): layer for layer in layers}.values():
             added = {id(variable) for variable in _extras(layer).values()}
-            plain = [v for v in layer._trainable_variables if id(v) not in added]
+            plain = [v for v in own_trainable_variables(layer) if id(v) not in added]
             changed.append((layer, type(layer), set_own_variables(layer, plain)))
             layer.__class__ = _plain_class(layer)
         yield

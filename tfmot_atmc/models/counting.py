@@ -9,6 +9,8 @@ from typing import Any
 
 import keras
 
+from tfmot_atmc.utils.keras_internals import inner_layers
+
 __all__ = ["count_kernel_weights", "count_macs"]
 
 _COUNTED = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
@@ -21,7 +23,7 @@ def _kernels(model: keras.Model) -> Iterator[tuple[keras.layers.Layer, Any]]:
         raise ValueError(
             f"The model {model.name!r} has no weights yet: call it on data or `build` it first."
         )
-    for layer in model._flatten_layers(include_self=False):
+    for layer in inner_layers(model):
         for attribute in _KERNELS:
             kernel = getattr(layer, attribute, None)
             if kernel is not None:

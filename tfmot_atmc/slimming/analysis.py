@@ -11,13 +11,18 @@ import numpy as np
 
 from tfmot_atmc.slimming.channels import Channels, Signal
 from tfmot_atmc.slimming.rules import RULES
-from tfmot_atmc.utils.keras_internals import computes_as_its_class
+from tfmot_atmc.utils.keras_internals import (
+    computes_as_its_class,
+    flat_layers,
+    has_graph,
+    nodes_by_depth,
+)
 
 
 def is_graph(model: Any) -> bool:
     """Tells whether a model is a plain functional or sequential one, whose graph is known."""
     plain = type(model).__module__.partition(".")[0] == "keras"
-    return plain and (isinstance(model, keras.Sequential) or hasattr(model, "_nodes_by_depth"))
+    return plain and (isinstance(model, keras.Sequential) or has_graph(model))
 
 
 def graph_of(model: Any) -> Any:
@@ -29,7 +34,7 @@ def graph_of(model: Any) -> Any:
 
 def nodes_of(model: Any) -> list[Any]:
     """Returns the calls of a functional model in an order in which they can run."""
-    by_depth = model._nodes_by_depth
+    by_depth = nodes_by_depth(model)
     ordered = [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
     return [node for node in ordered if not node.is_input]
 
@@ -45,7 +50,7 @@ def kept_channels(model: keras.Model) -> dict[str, tuple[np.ndarray, np.ndarray]
     """
     walk = Walk(model)
     needed = walk.channels.needed()
-    layers = {id(layer): layer.name for layer in model._flatten_layers()}
+    layers = {id(layer): layer.name for layer in flat_layers(model)}
     return {
         layers[key]: (needed[weighted.source], needed[weighted.result])
         for key, weighted in walk.channels.weighted.items()

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from tfmot_atmc.slimming.analysis import Walk, graph_of, is_graph, nodes_of
+from tfmot_atmc.utils.keras_internals import inner_layers
 
 __all__ = [
     "ADVICE",
@@ -67,7 +68,7 @@ def dead_layers(model: keras.Model) -> list[DeadLayer]:
     [DeadLayer(layer='last', reason='all its weights are zero')]
     """
     if not is_graph(model):
-        layers = model._flatten_layers(include_self=False, recursive=True)
+        layers = inner_layers(model)
         return [DeadLayer(layer.name, _ZEROS) for layer in layers if _is_empty(layer)]
     walk = Walk(model)
     found: dict[str, DeadLayer] = {}

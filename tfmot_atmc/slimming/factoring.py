@@ -13,7 +13,7 @@ from keras import layers
 from tfmot_atmc.slimming.analysis import is_graph
 from tfmot_atmc.slimming.rebuilding import Rebuilder
 from tfmot_atmc.utils.cloning import copy_layer
-from tfmot_atmc.utils.keras_internals import computes_as_its_class
+from tfmot_atmc.utils.keras_internals import computes_as_its_class, inner_layers
 
 FIRST = "_first"
 
@@ -63,7 +63,7 @@ def factor_layers(
             "Only built functional and sequential models can be changed, since the graph of others "
             f"is not known; got {model.name!r} of type {type(model).__name__}."
         )
-    inside = model._flatten_layers(include_self=False)
+    inside = inner_layers(model)
     known = {layer.name: layer for layer in inside}
     for name, (a, b) in products.items():
         if sum(layer.name == name for layer in inside) > 1:

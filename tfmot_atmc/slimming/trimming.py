@@ -16,6 +16,7 @@ from tfmot_atmc.slimming.factoring import FIRST
 from tfmot_atmc.slimming.removal import slim_model
 from tfmot_atmc.slimming.rules import is_elementwise
 from tfmot_atmc.utils.cloning import copy_model
+from tfmot_atmc.utils.keras_internals import calls_of
 
 _BATCH = 128
 
@@ -53,7 +54,7 @@ def measure_influence(model: keras.Model, inputs: Any) -> dict[str, ChannelInflu
         raise ValueError(f"The graph of {model.name!r}, a {type(model).__name__}, is not known.")
     walk = Walk(model)
     roots = walk.channels.roots()
-    own = {id(layer): layer for layer in model.layers if len(layer._inbound_nodes) == 1}
+    own = {id(layer): layer for layer in model.layers if len(calls_of(layer)) == 1}
     readers = {key: w for key, w in walk.channels.weighted.items() if key in own}
     if not readers:
         return {}

@@ -21,6 +21,7 @@ import keras
 from tfmot_atmc.utils.comparison import check_outputs, probe
 from tfmot_atmc.utils.keras_internals import (
     flat_layers,
+    lambda_output_shape,
     own_variables,
     random_states,
 )
@@ -91,7 +92,7 @@ def copy_layer(layer: Any, config: Mapping[str, Any]) -> Any:
         # The very function: one that is read back from a config has lost the names that it uses.
         return keras.layers.Lambda(
             layer.function,
-            output_shape=layer._output_shape,
+            output_shape=lambda_output_shape(layer),
             mask=layer.mask,
             arguments=layer.arguments,
             name=layer.name,

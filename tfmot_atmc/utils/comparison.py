@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmot_atmc.utils.keras_internals import flat_layers, input_structure, random_states
+from tfmot_atmc.utils.keras_internals import flat_layers, input_structure, own_state, random_states
 
 __all__ = ["Probe", "check_outputs", "largest_difference", "probe", "undisturbed"]
 
@@ -133,7 +133,7 @@ def largest_difference(expected: list[np.ndarray], outputs: list[np.ndarray]) ->
 def undisturbed(model: keras.layers.Layer) -> Iterator[None]:
     """Brings back what calls inside the context change: states of layers, random counters."""
     layers = flat_layers(model)
-    variables = [v for layer in layers for v in layer._non_trainable_variables]
+    variables = [v for layer in layers for v in own_state(layer)]
     variables += [state for layer in layers for state in random_states(layer)]
     values = [keras.ops.convert_to_numpy(variable) for variable in variables]
     try:

@@ -9,14 +9,15 @@ what must happen once for all of them goes through `together`.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+
+from tfmot_atmc.utils.keras_internals import already_averaged
 
 __all__ = [
     "already_averaged",
@@ -42,10 +43,6 @@ __all__ = [
 
 def __dir__() -> list[str]:
     return __all__
-
-
-# What a Keras optimizer calls to sum the gradients of the replicas.
-_REDUCTION = "_all_reduce_sum_gradients"
 
 
 def count() -> int:
@@ -234,29 +231,6 @@ def check_optimizer(optimizer: Any) -> None:
                 f"Received {name}={getattr(inner, name)}. Leave it out; for larger batches raise "
                 "`batch_size`, which the replicas share."
             )
-
-
-@contextlib.contextmanager
-def already_averaged(optimizer: Any) -> Iterator[None]:
-    """Keeps a Keras optimizer from summing gradients that are the replicas' mean already.
-
-    Clipping must see the gradient of the whole batch, as on one device; Keras clips first and sums
-    afterwards.
-
-    Raises:
-        RuntimeError: if this version of Keras sums gradients in another way.
-    """
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
-    if not hasattr(type(inner), _REDUCTION):
-        raise RuntimeError(
-            f"{type(inner).__name__} of Keras {keras.__version__} does not sum gradients the way "
-            "that training on several devices relies on. Train on one device, or use Keras 3.15."
-        )
-    inner.__dict__[_REDUCTION] = lambda pairs: pairs
-    try:
-        yield
-    finally:
-        del inner.__dict__[_REDUCTION]
 
 
 def apply_gradients(optimizer: Any, gradients: Sequence[Any], variables: Sequence[Any]) -> None:

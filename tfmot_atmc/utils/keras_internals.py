@@ -3,22 +3,41 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 __all__ = [
+    "BuiltFromOwnBatch",
+    "already_averaged",
+    "build_shapes",
+    "calls_of",
     "computes_as_its_class",
     "flat_layers",
+    "has_graph",
+    "inner_layers",
     "input_structure",
+    "lambda_output_shape",
     "layer_state",
-    "own_variables",
+    "loss_tracker",
+    "nodes_by_depth",
     "overrides",
+    "own_state",
+    "own_trainable_variables",
+    "own_variables",
     "place_randomness",
+    "plain_kernel",
     "random_states",
     "set_own_variables",
+    "unlocked",
 ]
+
+
+# What a Keras optimizer calls to sum the gradients of the replicas.
+_REDUCTION = "_all_reduce_sum_gradients"
 
 
 def flat_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
@@ -26,9 +45,24 @@ def flat_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
     return list(model._flatten_layers(include_self=True, recursive=True))
 
 
+def inner_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Returns all layers inside a model, without itself."""
+    return flat_layers(model)[1:]
+
+
 def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
     """Returns the variables of the layer itself, without those of layers inside it."""
-    return list(layer._trainable_variables) + list(layer._non_trainable_variables)
+    return own_trainable_variables(layer) + own_state(layer)
+
+
+def own_trainable_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """Returns the trainable variables of the layer itself."""
+    return list(layer._trainable_variables)
+
+
+def own_state(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """Returns the variables of the layer itself that a step may change and no optimizer trains."""
+    return list(layer._non_trainable_variables)
 
 
 def set_own_variables(
@@ -38,6 +72,58 @@ def set_own_variables(
     before = layer._trainable_variables
     layer.__dict__["_trainable_variables"] = variables
     return before
+
+
+@contextlib.contextmanager
+def unlocked(layer: keras.layers.Layer) -> Iterator[None]:
+    """Lets a layer that is built take more variables inside the context."""
+    layer._tracker.unlock()
+    try:
+        yield
+    finally:
+        layer._tracker.lock()
+
+
+def plain_kernel(layer: keras.layers.Layer) -> keras.Variable:
+    """Returns the variable behind `kernel`, which LoRA and quantization may compute from others."""
+    return layer._kernel
+
+
+def lambda_output_shape(layer: keras.layers.Lambda) -> Any:
+    """Returns the output shape that a `Lambda` was made with."""
+    return layer._output_shape
+
+
+def calls_of(layer: keras.layers.Layer) -> list[Any]:
+    """Returns the nodes of a layer: one for each time that it was called on symbolic tensors."""
+    return layer._inbound_nodes
+
+
+def has_graph(model: Any) -> bool:
+    """Tells whether a model knows the calls that it consists of."""
+    return hasattr(model, "_nodes_by_depth")
+
+
+def nodes_by_depth(model: keras.Model) -> dict[int, list[Any]]:
+    """Returns the calls of a functional model; those of the greatest depth run first."""
+    return model._nodes_by_depth
+
+
+def loss_tracker(model: keras.Model) -> keras.metrics.Metric:
+    """Returns the metric `loss` of a compiled model."""
+    return model._loss_tracker
+
+
+class BuiltFromOwnBatch:
+    """Lets `fit` build a model from `self._own_batch(iterator)` where several replicas train.
+
+    Keras itself cannot look at a batch that is spread over workers, or unevenly.
+    """
+
+    def _maybe_symbolic_build(self: Any, iterator: Any = None, data_batch: Any = None) -> None:
+        if iterator is not None and self.distribute_strategy.num_replicas_in_sync > 1:
+            iterator, data_batch = None, self._own_batch(iterator)
+        super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)  # type: ignore
 
 
 def random_states(layer: keras.layers.Layer) -> list[Any]:
@@ -50,7 +136,7 @@ def layer_state(model: keras.layers.Layer) -> list[tuple[keras.Variable, tf.Tens
     return [
         (variable, tf.identity(variable.value))
         for layer in flat_layers(model)
-        for variable in layer._non_trainable_variables
+        for variable in own_state(layer)
     ]
 
 
@@ -70,6 +156,11 @@ def place_randomness(model: keras.layers.Layer, step: tf.Tensor) -> None:
             variable.assign(tf.stack([state[0], counter]))
 
 
+def build_shapes(layer: keras.layers.Layer) -> dict[str, Any]:
+    """Returns the shapes that a layer was built with, by argument; none if it does not tell."""
+    return getattr(layer, "_build_shapes_dict", None) or {}
+
+
 def input_structure(model: keras.Model) -> Any:
     """Returns the nest of `KerasTensor`s that a model takes; None where it is not known.
 
@@ -80,7 +171,7 @@ def input_structure(model: keras.Model) -> Any:
         return model._inputs_struct
     if getattr(model, "inputs", None):
         return model.inputs[0] if len(model.inputs) == 1 else model.inputs
-    shapes = getattr(model, "_build_shapes_dict", None) or {}
+    shapes = build_shapes(model)
     if len(shapes) != 1:
         return None
     return _specified(next(iter(shapes.values())))
@@ -110,3 +201,26 @@ def overrides(thing: Any, method: str) -> bool:
 def computes_as_its_class(layer: Any) -> bool:
     """Tells whether a layer of Keras's own has no method attached that computes something else."""
     return not any(name in vars(layer) for name in ("call", "convolution_op"))
+
+
+@contextlib.contextmanager
+def already_averaged(optimizer: Any) -> Iterator[None]:
+    """Keeps a Keras optimizer from summing gradients that are the replicas' mean already.
+
+    Clipping must see the gradient of the whole batch, as on one device; Keras clips first and sums
+    afterwards.
+
+    Raises:
+        RuntimeError: if this version of Keras sums gradients in another way.
+    """
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if not hasattr(type(inner), _REDUCTION):
+        raise RuntimeError(
+            f"{type(inner).__name__} of Keras {keras.__version__} does not sum gradients the way "
+            "that training on several devices relies on. Train on one device, or use Keras 3.15."
+        )
+    inner.__dict__[_REDUCTION] = lambda pairs: pairs
+    try:
+        yield
+    finally:
+        del inner.__dict__[_REDUCTION]

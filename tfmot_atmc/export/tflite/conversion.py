@@ -18,6 +18,7 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from tfmot_atmc.export.tflite import flatbuffer
+from tfmot_atmc.utils.keras_internals import flat_layers
 
 _ERROR_LINES = 8
 _REFERENCE_BATCH = 64
@@ -180,7 +181,7 @@ def float32_computation(model: keras.Model) -> Iterator[None]:
     Args:
         model: The model; its dtype policies are restored at the end.
     """
-    layers = [layer for layer in model._flatten_layers() if _is_narrow(layer)]
+    layers = [layer for layer in flat_layers(model) if _is_narrow(layer)]
     policies = [layer.dtype_policy for layer in layers]
     try:
         for layer in layers:

@@ -11,6 +11,7 @@ import keras
 from tfmot_atmc.export.tflite import cleaning, flatbuffer
 from tfmot_atmc.export.tflite.conversion import convert, describe_inputs
 from tfmot_atmc.export.tflite.rewrite import DEQUANTIZE_BYTES, stored_bytes
+from tfmot_atmc.utils.keras_internals import inner_layers, own_variables
 
 _NORMALISATIONS = (keras.layers.BatchNormalization,)
 
@@ -44,7 +45,7 @@ def weight_bytes(model: keras.Model, *, values: str = "auto") -> int:
     """
     return sum(
         _layer_bytes(layer, values)
-        for layer in model._flatten_layers(include_self=False, recursive=True)
+        for layer in inner_layers(model)
         if layer.weights and not isinstance(layer, keras.Model)
     )
 
@@ -52,7 +53,7 @@ def weight_bytes(model: keras.Model, *, values: str = "auto") -> int:
 def _layer_bytes(layer: Any, values: str) -> int:
     if isinstance(layer, _NORMALISATIONS):
         return _bias_bytes(layer.moving_mean.shape[0], values)
-    own = [*layer._trainable_variables, *layer._non_trainable_variables]
+    own = own_variables(layer)
     total = 0
     for variable in own:
         if len(variable.shape) > 1:
