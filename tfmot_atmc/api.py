@@ -27,7 +27,7 @@ from tfmot_atmc.compression import (
 )
 from tfmot_atmc.datasets import augmentation
 from tfmot_atmc.evaluation import evaluate_robustness, interop
-from tfmot_atmc.export import export_tflite
+from tfmot_atmc.export import export_c, export_tflite
 from tfmot_atmc.methods import objectives
 from tfmot_atmc.models import references
 from tfmot_atmc.slimming import slim_model
@@ -50,6 +50,7 @@ __all__ = [
     "evaluate_robustness",
     "evaluation",
     "export",
+    "export_c",
     "export_tflite",
     "fit_to_bytes",
     "interop",

@@ -1,11 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Export of Keras models to sparse .tflite files that run in the stock interpreter."""
+"""Export of Keras models: sparse .tflite files, C code for microcontrollers, and archives."""
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from tfmot_atmc.export.c import (
+    C_VALUE_MODES,
+    CModel,
+    CompilerMissingError,
+    CReport,
+    UnsupportedError,
+    export_c,
+)
 from tfmot_atmc.export.tflite.conversion import ExportError
 from tfmot_atmc.export.tflite.estimate import graph_bytes, weight_bytes
 from tfmot_atmc.export.tflite.export import TooLargeError, export_tflite
@@ -27,14 +35,20 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "C_VALUE_MODES",
     "VALUE_MODES",
     "ArchiveError",
     "ArchiveReport",
+    "CModel",
+    "CReport",
+    "CompilerMissingError",
     "ExportError",
     "ExportReport",
     "TFLiteModel",
     "TensorSummary",
     "TooLargeError",
+    "UnsupportedError",
+    "export_c",
     "export_tflite",
     "format_tensors",
     "graph_bytes",

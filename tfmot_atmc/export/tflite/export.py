@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,18 @@ import keras
 import numpy as np
 
 from tfmot_atmc.export.tflite import cleaning, flatbuffer, interpreter, rewrite
+from tfmot_atmc.export.tflite.checks import (
+    calibration_samples,
+    check_agreement,
+    check_model,
+    check_path,
+    comparison_examples,
+    label_agreement,
+    largest_difference,
+    warn_of_dead_layers,
+)
 from tfmot_atmc.export.tflite.conversion import (
     ExportError,
-    InputSpec,
     convert,
     describe_inputs,
     predict,
@@ -24,15 +32,10 @@ from tfmot_atmc.export.tflite.conversion import (
 from tfmot_atmc.export.tflite.report import ExportReport, summarise_tensors
 from tfmot_atmc.math.sizes import parse_bytes
 from tfmot_atmc.slimming import compare_models, is_graph, slim_model
-from tfmot_atmc.slimming.dead import constant_output, dead_layers, dead_message
 from tfmot_atmc.utils.files import written_whole
 
 _SUFFIX = ".tflite"
 _TOLERANCES = {"auto": 1e-5, "float32": 1e-5, "int8": 0.1, rewrite.FULL_INT8: 0.25}
-# Eight bits of activations move outputs, but must not move decisions.
-_INTEGER_AGREEMENT = 0.9
-_MOST_COMPARED = 256
-_GENERATED_EXAMPLES = 16
 # The interpreter without delegates is several times slower, and runs the same file.
 _EXAMPLES_WITHOUT_DELEGATES = 32
 
@@ -122,14 +125,14 @@ def export_tflite(
         >>> report = export_tflite(model, "classifier.tflite", inputs=x_test)  # doctest: +SKIP
         >>> print(report)  # doctest: +SKIP
     """
-    target = _check_path(path, overwrite)
-    _check_model(model)
+    target = check_path(path, _SUFFIX, overwrite)
+    check_model(model)
     _check_options(min_sparsity, values, batch_size, tolerance, min_agreement)
     _check_calibration(values, representative)
     limit = None if max_bytes is None else parse_bytes(max_bytes)
     spec = describe_inputs(model, representative if inputs is None else inputs, batch_size)
-    samples = None if representative is None else _samples(spec, representative)
-    arrays = _examples(spec, inputs, samples)
+    samples = None if representative is None else calibration_samples(spec, representative)
+    arrays = comparison_examples(spec, inputs, samples)
     expected = predict(model, spec, arrays)
     dense = convert(model, spec, samples)
     slimmed = slim_model(model) if slim or (slim is None and is_graph(model)) else model
@@ -140,7 +143,7 @@ def export_tflite(
     with written_whole(target) as temporary:
         temporary.write_bytes(data)
         gate = _gate(temporary, arrays, expected, tolerance or _TOLERANCES[values])
-        _check_agreement(gate["label_agreement"], values, min_agreement)
+        check_agreement(gate["label_agreement"], values == rewrite.FULL_INT8, min_agreement)
         latency = _latency(temporary, dense, arrays, batch_size) if measure_latency else {}
         report = ExportReport(
             path=str(target),
@@ -151,7 +154,7 @@ def export_tflite(
             tensors=tuple(t for t in summarise_tensors(data, names) if len(t.shape) > 1),
             examples=len(arrays[0]),
             slimming=slimming if changed else None,
-            warnings=_tell_dead(model, arrays, expected),
+            warnings=warn_of_dead_layers(model, arrays, expected),
             **gate,
             **latency,
         )
@@ -169,33 +172,6 @@ def _check_size(report: ExportReport, limit: int | None) -> None:
         raise TooLargeError(
             f"The file needs {report.bytes:,} bytes, `max_bytes` allows {limit:,}; compress "
             'the model further, or pass values="int8".'
-        )
-
-
-def _check_path(path: str | os.PathLike[str], overwrite: bool) -> Path:
-    target = Path(path)
-    if target.suffix != _SUFFIX:
-        raise ValueError(f"The file name must end in {_SUFFIX}, got {target.name!r}.")
-    if not target.parent.is_dir():
-        raise ValueError(f"The directory {str(target.parent)!r} does not exist; create it first.")
-    if target.is_dir():
-        raise ValueError(f"{str(target)!r} is a directory; give the name of a file.")
-    if target.exists() and not overwrite:
-        raise FileExistsError(f"{str(target)!r} exists; pass overwrite=True to replace it.")
-    return target
-
-
-def _check_model(model: Any) -> None:
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"`model` must be a keras.Model, got {type(model).__name__}.")
-    if hasattr(model, "compression_report"):
-        raise ValueError(
-            f"The model {model.name!r} is wrapped for compression; call "
-            "`strip_compression(model)` first and export what it returns."
-        )
-    if not model.built:
-        raise ValueError(
-            f"The model {model.name!r} is not built; give it an Input, or call it on a batch."
         )
 
 
@@ -231,53 +207,6 @@ def _check_calibration(values: str, representative: Any) -> None:
         )
 
 
-def _samples(spec: InputSpec, representative: Any) -> list[np.ndarray]:
-    samples = spec.flatten(representative, "representative")
-    for name, array in zip(spec.names, samples, strict=True):
-        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-            raise ValueError(f"`representative` for {name!r} holds values that are not finite.")
-    return samples
-
-
-def _examples(
-    spec: InputSpec, inputs: Any, samples: Sequence[np.ndarray] | None
-) -> list[np.ndarray]:
-    """Returns what to compare on."""
-    if inputs is not None:
-        return spec.flatten(inputs)
-    if samples is not None:
-        return [array[:_MOST_COMPARED] for array in samples]
-    return _generate(spec)
-
-
-def _generate(spec: InputSpec) -> list[np.ndarray]:
-    rng = np.random.default_rng(0)
-    arrays = []
-    for name, shape, dtype in zip(spec.names, spec.shapes, spec.dtypes, strict=True):
-        full = (_GENERATED_EXAMPLES, *(size or 1 for size in shape[1:]))
-        if dtype == "float32":
-            arrays.append(rng.random(full, np.float32))
-        elif dtype == "bool" or np.issubdtype(np.dtype(dtype), np.integer):
-            arrays.append(rng.integers(0, 2, full).astype(dtype))
-        else:
-            raise ValueError(
-                f"Examples of dtype {dtype} for input {name!r} cannot be generated; pass `inputs`."
-            )
-    return arrays
-
-
-def _tell_dead(
-    model: keras.Model, arrays: Sequence[np.ndarray], expected: Sequence[np.ndarray]
-) -> tuple[str, ...]:
-    """Warns of a model whose agreement with its file says nothing."""
-    constant = constant_output(expected) and not constant_output(arrays)
-    message = dead_message(dead_layers(model), constant)
-    if message is None:
-        return ()
-    warnings.warn(message, stacklevel=3)
-    return (message,)
-
-
 def _rewrite(
     dense: bytes, min_sparsity: float | None, values: str
 ) -> tuple[bytes, dict[tuple[int, int], str]]:
@@ -304,8 +233,8 @@ def _gate(
         plain = interpreter.TFLiteModel(path, delegates=False)(*(array[:few] for array in arrays))
     except ValueError as error:
         raise ExportError(f"The exported file does not run: {error}") from error
-    difference = _difference(outputs, expected)
-    without = _difference(plain, [output[:few] for output in expected])
+    difference = largest_difference(outputs, expected)
+    without = largest_difference(plain, [output[:few] for output in expected])
     for what, measured in (("", difference), (" without delegates", without)):
         # Written so that NaN fails too.
         if not measured <= tolerance:
@@ -316,42 +245,9 @@ def _gate(
     return {
         "max_difference": difference,
         "max_difference_without_delegates": without,
-        "label_agreement": _label_agreement(outputs, expected),
+        "label_agreement": label_agreement(outputs, expected),
         "delegated_partitions": default.num_delegated_partitions,
     }
-
-
-def _difference(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
-    worst = 0.0
-    for output, reference in zip(outputs, expected, strict=True):
-        if output.shape != reference.shape:
-            raise ExportError(f"The file returns shape {output.shape}, Keras {reference.shape}.")
-        reference = reference.astype(np.float64)
-        largest = float(np.abs(reference).max(initial=0.0))
-        difference = float(np.abs(output - reference).max(initial=0.0))
-        worst = float(np.maximum(worst, difference / (largest or 1.0)))  # NaN propagates
-    return worst
-
-
-def _label_agreement(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float | None:
-    shares = [
-        float(np.mean(output.argmax(-1) == reference.argmax(-1)))
-        for output, reference in zip(outputs, expected, strict=True)
-        if reference.ndim > 1 and reference.shape[-1] > 1
-    ]
-    return min(shares) if shares else None
-
-
-def _check_agreement(agreement: float | None, values: str, min_agreement: float | None) -> None:
-    floor = min_agreement
-    if floor is None:
-        floor = _INTEGER_AGREEMENT if values == rewrite.FULL_INT8 else 0.0
-    if agreement is not None and agreement < floor:
-        raise ExportError(
-            f"The exported file gives the label of Keras for {agreement:.1%} of the examples, at "
-            f"least {floor:.1%} is asked for; pass other `representative` data, a lower "
-            '`min_agreement`, or values="int8".'
-        )
 
 
 def _latency(

@@ -1,0 +1,1 @@
+static sum average(sum total, int count) { return total / (sum)count; }

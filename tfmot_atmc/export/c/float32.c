@@ -1,0 +1,14 @@
+/* Floating point: activations and sums are float. */
+typedef float element;
+typedef float sum;
+
+/* The range that an activation lets through. */
+typedef struct {
+    float lowest, highest;
+} scaling;
+
+static inline element finish(sum v, const scaling q) {
+    if (v < q.lowest) v = q.lowest;
+    if (v > q.highest) v = q.highest;
+    return v;
+}

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every exporter checks: where it writes, what it is given, and that the file is the model."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfmot_atmc.export.tflite.conversion import ExportError, InputSpec
+from tfmot_atmc.slimming.dead import constant_output, dead_layers, dead_message
+
+__all__ = [
+    "calibration_samples",
+    "check_agreement",
+    "check_model",
+    "check_path",
+    "comparison_examples",
+    "label_agreement",
+    "largest_difference",
+    "warn_of_dead_layers",
+]
+
+# Eight bits of activations move outputs, but must not move decisions.
+_INTEGER_AGREEMENT = 0.9
+_MOST_COMPARED = 256
+_GENERATED_EXAMPLES = 16
+
+
+def check_path(path: str | os.PathLike[str], suffix: str, overwrite: bool) -> Path:
+    """Returns the path of a file to write, if it may be written.
+
+    Raises:
+        ValueError: If the name ends otherwise, or its folder is missing.
+        FileExistsError: If the file exists and `overwrite` is False.
+    """
+    target = Path(path)
+    if target.suffix != suffix:
+        raise ValueError(f"The file name must end in {suffix}, got {target.name!r}.")
+    if not target.parent.is_dir():
+        raise ValueError(f"The directory {str(target.parent)!r} does not exist; create it first.")
+    if target.is_dir():
+        raise ValueError(f"{str(target)!r} is a directory; give the name of a file.")
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{str(target)!r} exists; pass overwrite=True to replace it.")
+    return target
+
+
+def check_model(model: Any) -> None:
+    """Refuses what is not a built, plain Keras model.
+
+    Raises:
+        TypeError: If `model` is not a Keras model.
+        ValueError: If it is wrapped for compression or not built.
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"`model` must be a keras.Model, got {type(model).__name__}.")
+    if hasattr(model, "compression_report"):
+        raise ValueError(
+            f"The model {model.name!r} is wrapped for compression; call "
+            "`strip_compression(model)` first and export what it returns."
+        )
+    if not model.built:
+        raise ValueError(
+            f"The model {model.name!r} is not built; give it an Input, or call it on a batch."
+        )
+
+
+def calibration_samples(spec: InputSpec, representative: Any) -> list[np.ndarray]:
+    """Returns representative data as one finite array per input.
+
+    Raises:
+        ValueError: If it does not fit the model, or is not finite.
+    """
+    samples = spec.flatten(representative, "representative")
+    for name, array in zip(spec.names, samples, strict=True):
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            raise ValueError(f"`representative` for {name!r} holds values that are not finite.")
+    return samples
+
+
+def comparison_examples(
+    spec: InputSpec, inputs: Any, samples: Sequence[np.ndarray] | None
+) -> list[np.ndarray]:
+    """Returns what to compare on: `inputs`, the first of `samples`, or made-up examples."""
+    if inputs is not None:
+        return spec.flatten(inputs)
+    if samples is not None:
+        return [array[:_MOST_COMPARED] for array in samples]
+    return _generate(spec)
+
+
+def _generate(spec: InputSpec) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    arrays = []
+    for name, shape, dtype in zip(spec.names, spec.shapes, spec.dtypes, strict=True):
+        full = (_GENERATED_EXAMPLES, *(size or 1 for size in shape[1:]))
+        if dtype == "float32":
+            arrays.append(rng.random(full, np.float32))
+        elif dtype == "bool" or np.issubdtype(np.dtype(dtype), np.integer):
+            arrays.append(rng.integers(0, 2, full).astype(dtype))
+        else:
+            raise ValueError(
+                f"Examples of dtype {dtype} for input {name!r} cannot be generated; pass `inputs`."
+            )
+    return arrays
+
+
+def largest_difference(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
+    """Returns the largest difference, relative to the largest expected value; the worst output.
+
+    Raises:
+        ExportError: If shapes differ.
+    """
+    worst = 0.0
+    for output, reference in zip(outputs, expected, strict=True):
+        if output.shape != reference.shape:
+            raise ExportError(f"The file returns shape {output.shape}, Keras {reference.shape}.")
+        reference = reference.astype(np.float64)
+        largest = float(np.abs(reference).max(initial=0.0))
+        difference = float(np.abs(output - reference).max(initial=0.0))
+        worst = float(np.maximum(worst, difference / (largest or 1.0)))  # NaN propagates
+    return worst
+
+
+def label_agreement(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float | None:
+    """Returns the share of examples with the same largest output; None without several classes."""
+    shares = [
+        float(np.mean(output.argmax(-1) == reference.argmax(-1)))
+        for output, reference in zip(outputs, expected, strict=True)
+        if reference.ndim > 1 and reference.shape[-1] > 1
+    ]
+    return min(shares) if shares else None
+
+
+def check_agreement(agreement: float | None, is_integer: bool, min_agreement: float | None) -> None:
+    """Refuses a file that gives the label of Keras too rarely.
+
+    Raises:
+        ExportError: If it does so for less than `min_agreement`, by default 0.9 for integer files.
+    """
+    floor = min_agreement
+    if floor is None:
+        floor = _INTEGER_AGREEMENT if is_integer else 0.0
+    if agreement is not None and agreement < floor:
+        raise ExportError(
+            f"The exported file gives the label of Keras for {agreement:.1%} of the examples, at "
+            f"least {floor:.1%} is asked for; pass other `representative` data, a lower "
+            '`min_agreement`, or values="int8".'
+        )
+
+
+def warn_of_dead_layers(
+    model: keras.Model, arrays: Sequence[np.ndarray], expected: Sequence[np.ndarray]
+) -> tuple[str, ...]:
+    """Warns of a model whose agreement with its file says nothing."""
+    constant = constant_output(expected) and not constant_output(arrays)
+    message = dead_message(dead_layers(model), constant)
+    if message is None:
+        return ()
+    warnings.warn(message, stacklevel=3)
+    return (message,)
