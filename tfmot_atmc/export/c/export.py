@@ -20,7 +20,7 @@ from tfmot_atmc.export.c.encoding import Form, Rows
 from tfmot_atmc.export.c.lowering import lower
 from tfmot_atmc.export.c.network import Network, UnsupportedError
 from tfmot_atmc.export.c.planning import plan_network
-from tfmot_atmc.export.c.program import Layer
+from tfmot_atmc.export.c.program import Layer, Program
 from tfmot_atmc.export.c.reading import read_network
 from tfmot_atmc.export.c.reference import run_network
 from tfmot_atmc.export.c.report import CReport, LayerSummary
@@ -39,7 +39,7 @@ from tfmot_atmc.export.tflite.conversion import ExportError, convert, describe_i
 from tfmot_atmc.export.tflite.export import TooLargeError
 from tfmot_atmc.math.sizes import parse_bytes
 from tfmot_atmc.slimming import compare_models, is_graph, slim_model
-from tfmot_atmc.utils.files import written_whole
+from tfmot_atmc.utils.files import write_bytes
 
 __all__ = ["C_VALUE_MODES", "OPTIMIZATIONS", "export_c"]
 
@@ -143,11 +143,7 @@ def export_c(
     _check_representative(values, representative)
     limits = _limit(max_flash), _limit(max_ram)
     spec = describe_inputs(model, representative if inputs is None else inputs, 1)
-    if len(spec.names) != 1:
-        raise UnsupportedError(
-            f"The C exporter writes networks of one input. Received a model with {spec.names}; "
-            'write a .tflite file with export_tflite(model, path, values="full_int8") instead.'
-        )
+    _check_single(spec.names)
     samples = None if representative is None else calibration_samples(spec, representative)
     given, inner = byte_input(model, pixel_max)
     arrays = _examples(comparison_examples(spec, inputs, samples), given, inputs, samples)
@@ -157,38 +153,47 @@ def export_c(
     if samples is not None and given is not None:
         samples = [given.rescale(sample) for sample in samples]
     data = convert(slimmed, describe_inputs(slimmed, arrays, 1), samples)
-    network = read_network(data)
-    program = lower(plan_network(network, convert_input=given is not None), optimize=optimize)
-    digest = hashlib.sha256(data).hexdigest()
-    source = emit(program, name, digest, header=header.name, bytes_in=given)
+    plan = plan_network(read_network(data), convert_input=given is not None)
+    program = lower(plan, optimize=optimize)
+    source = emit(program, name, _digest(data), header=header.name, bytes_in=given)
     with tempfile.TemporaryDirectory(prefix="atmc-") as folder:
         draft = Path(folder) / target.name
         draft.write_text(source.code)
         draft.with_suffix(".h").write_text(source.header)
-        outputs, compiled = _run(draft, network, given, arrays[0])
+        outputs, compiled = _run(draft, program.network, given, arrays[0])
         checks = _gate(outputs, expected, values, tolerance, min_agreement)
         footprints = _footprints(draft, cpu)
     _hold(limits, source, footprints, cpu)
-    for place, text in ((header, source.header), (target, source.code)):
-        with written_whole(place) as temporary:
-            temporary.write_text(text)
+    write_bytes(header, source.header.encode())
+    write_bytes(target, source.code.encode())
     return CReport(
         path=str(target),
         values=values,
-        layers=tuple(map(_summary, program.layers)),
-        weight_bytes=source.weight_bytes,
-        table_bytes=source.table_bytes,
-        static_bytes=source.static_bytes,
-        input_bytes=network.input.size * (1 if given is not None else network.input.dtype.itemsize),
-        output_bytes=network.output.size * network.output.dtype.itemsize,
+        **_sizes(program, source, given),
         footprints=footprints,
         compiled=compiled,
         examples=len(arrays[0]),
-        digest=digest,
+        digest=_digest(data),
         slimming=slimming,
         warnings=warn_of_dead_layers(model, arrays, expected),
         **checks,
     )
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _sizes(program: Program, source: Source, given: ByteInput | None) -> dict[str, Any]:
+    taken, returned = program.network.input, program.network.output
+    return {
+        "layers": tuple(map(_summary, program.layers)),
+        "weight_bytes": source.weight_bytes,
+        "table_bytes": source.table_bytes,
+        "static_bytes": source.static_bytes,
+        "input_bytes": taken.size * (taken.dtype.itemsize if given is None else 1),
+        "output_bytes": returned.size * returned.dtype.itemsize,
+    }
 
 
 def _check_options(
@@ -218,6 +223,14 @@ def _check_options(
         raise ValueError(f"`tolerance` must be positive. Received {tolerance}.")
     if min_agreement is not None and not 0.0 <= min_agreement <= 1.0:
         raise ValueError(f"`min_agreement` must be in [0, 1]. Received {min_agreement}.")
+
+
+def _check_single(names: tuple[str, ...]) -> None:
+    if len(names) != 1:
+        raise UnsupportedError(
+            f"The C exporter writes networks of one input. Received a model with {names}; "
+            'write a .tflite file with export_tflite(model, path, values="full_int8") instead.'
+        )
 
 
 def _check_representative(values: str, representative: Any) -> None:
