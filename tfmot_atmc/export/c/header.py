@@ -38,7 +38,6 @@ def header_text(
         static: Bytes of static memory.
         bytes_in: How the caller's bytes are converted; None where the caller gives elements.
     """
-    taken, returned = element_types(program, bytes_in)
     network, upper = program.network, name.upper()
     source, result = network.input, network.output
     lines = [
@@ -74,7 +73,16 @@ def header_text(
             f"#define {upper}_OUTPUT_SCALE {number_text(float(result.scale[0]))}",
             f"#define {upper}_OUTPUT_ZERO_POINT {number_text(result.zero_point)}",
         ]
-    lines += [
+    lines += _end(program, name, digest, static, bytes_in)
+    return "\n".join(lines) + "\n"
+
+
+def _end(
+    program: Program, name: str, digest: str, static: int, bytes_in: ByteInput | None
+) -> list[str]:
+    taken, returned = element_types(program, bytes_in)
+    upper = name.upper()
+    return [
         f"typedef {taken} {name}_input;",
         f"typedef {returned} {name}_output;",
         "/* Bytes of static memory; the stack is not counted. */",
@@ -92,4 +100,3 @@ def header_text(
         "",
         "#endif",
     ]
-    return "\n".join(lines) + "\n"
