@@ -7,6 +7,7 @@ constraints on the same factors act together inside one train step.
 
 from tfmot_atmc.constraints.base import Constraint, Factor
 from tfmot_atmc.constraints.codebook import Codebook
+from tfmot_atmc.constraints.floors import FlooredSparsity
 from tfmot_atmc.constraints.layerwise import LayerwiseSparsity, sparsity
 from tfmot_atmc.constraints.rank import GlobalRank
 from tfmot_atmc.constraints.schedules import (
@@ -27,6 +28,7 @@ __all__ = [
     "CubicBudget",
     "Factor",
     "FixedSupport",
+    "FlooredSparsity",
     "GlobalRank",
     "GlobalSparsity",
     "GradientGrowth",

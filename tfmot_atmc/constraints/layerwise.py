@@ -10,28 +10,16 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_atmc.constraints.base import AddWeight, Constraint, Factor, placed, trained
+from tfmot_atmc.constraints.floors import (
+    FLOORS,
+    FlooredSparsity,
+    budgets_of_layers,
+    check_floors,
+)
 from tfmot_atmc.constraints.sparsity import GlobalSparsity, GradientGrowth
 from tfmot_atmc.math import allocate_budget, project_l0
 
-__all__ = ["LayerwiseSparsity", "budgets_of_layers", "sparsity"]
-
-
-def budgets_of_layers(
-    factors: Sequence[Factor], k: int, exponent: float
-) -> list[tuple[str, list[int], int]]:
-    """Returns each layer's name, which of the factors are its own, and its budget of nonzeros.
-
-    Args:
-        factors: the factors of all layers; of each layer the main one comes first.
-        k: nonzeros of all layers together.
-        exponent: p of `math.allocate_budget`.
-    """
-    layers: dict[str, list[int]] = {}
-    for index, factor in enumerate(factors):
-        layers.setdefault(factor.name.rpartition(":")[0], []).append(index)
-    kernels = [int(np.prod(factors[members[0]].variable.shape)) for members in layers.values()]
-    budgets = allocate_budget(kernels, k, exponent)
-    return list(zip(layers, layers.values(), budgets, strict=True))
+__all__ = ["LayerwiseSparsity", "sparsity"]
 
 
 class LayerwiseSparsity(GlobalSparsity):
@@ -86,7 +74,7 @@ class LayerwiseSparsity(GlobalSparsity):
         masks: dict[int, tf.Tensor] = {}
         for (_, members, budget), size in zip(layers, entries, strict=True):
             count = budget + tf.cast(tf.floor(above * (size - budget)), tf.int32)
-            found = super()._top([scores[i] for i in members], count, compiled)
+            found = self._largest([scores[i] for i in members], count, compiled)
             masks.update(zip(members, found, strict=True))
         return [masks[i] for i in range(len(scores))]
 
@@ -113,21 +101,34 @@ def sparsity(
     schedule: Any,
     growth: GradientGrowth | None,
     layer_exponent: float | None,
+    floors: float | None = None,
 ) -> Constraint:
-    """Returns the constraint of one global budget, or of one budget a layer.
+    """Returns the constraint of one budget, with or without floors, or of one budget a layer.
 
     Args:
         ratio: as for `GlobalSparsity`.
         k: as for `GlobalSparsity`.
         schedule: as for `GlobalSparsity`.
         growth: as for `GlobalSparsity`; with a budget a layer it must be None.
-        layer_exponent: None for one global budget, or the `exponent` of `LayerwiseSparsity`.
+        layer_exponent: None for one budget of all layers, or the `exponent` of
+            `LayerwiseSparsity`.
+        floors: share of the one budget that is assured to layers; 0 for none, as with growth; None
+            for `FLOORS` where it is possible.
 
     Raises:
-        ValueError: if a value is out of range, or growth is asked for with a budget a layer.
+        ValueError: if a value is out of range, or growth or floors are asked for with a budget a
+            layer, or floors with growth.
     """
+    share = check_floors(FLOORS if floors is None else floors)
+    if floors and (growth is not None or layer_exponent is not None):
+        raise ValueError(
+            "`floors` are of one budget for all layers whose support is free: leave out `growth` "
+            f"and `layer_exponent`, or give floors=0. Received floors={floors!r}."
+        )
     if layer_exponent is None:
-        return GlobalSparsity(ratio, k, schedule, growth)
+        if growth is not None or not share:
+            return GlobalSparsity(ratio, k, schedule, growth)
+        return FlooredSparsity(ratio, k, schedule, share)
     if growth is not None:
         raise ValueError(
             "`growth` moves the support between layers and needs one global budget. Give either "

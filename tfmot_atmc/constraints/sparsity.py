@@ -142,20 +142,29 @@ class GlobalSparsity(Constraint):
         return exact_budget(round(ratio or 0, 9), self.total)
 
     def _top(self, scores: Sequence[tf.Tensor], k: Any, compiled: bool = False) -> list[tf.Tensor]:
-        """Returns what is worth most of the scores of all factors that are trained, within k.
-
-        One vector of all entries, and one trace for all callers, keep the graph of a deep model
-        small.
-        """
-        algorithm = "bisection" if compiled else "histogram"
+        """Returns what is worth most of the scores of all factors that are trained, within k."""
         costs = [factor.cost for factor in self._factors if factor.trained]
         if set(costs) - {1.0}:
             limit = tf.cast(k, tf.float64) * self._unit
+            algorithm = "bisection" if compiled else "histogram"
             return l0_masks(scores, limit, costs, algorithm=algorithm)
+        return self._largest(scores, k, compiled)
+
+    def _largest(
+        self, scores: Sequence[tf.Tensor], k: Any, compiled: bool = False
+    ) -> list[tf.Tensor]:
+        """Returns where the k largest magnitudes over all tensors are.
+
+        One vector of all entries, and one trace for all callers and lengths, keep the graph of a
+        deep model small.
+        """
         if compiled not in self._tops:
+            algorithm = "bisection" if compiled else "histogram"
+            signature = [tf.TensorSpec([None]), tf.TensorSpec([], tf.int32)]
             self._tops[compiled] = tf.function(
                 lambda flat, count: l0_masks([flat], count, algorithm=algorithm)[0],
                 autograph=False,
+                input_signature=None if compiled else signature,
                 experimental_attributes=None if compiled else {"_noinline": True},
             )
         flat = tf.concat([tf.reshape(score, (-1,)) for score in scores], axis=0)

@@ -17,7 +17,7 @@ from tfmot_atmc.constraints.base import (
     placed,
     trained,
 )
-from tfmot_atmc.constraints.layerwise import budgets_of_layers
+from tfmot_atmc.constraints.floors import FLOORS, budgets_of_layers, check_floors, raised
 from tfmot_atmc.constraints.sparsity import exact_budget
 from tfmot_atmc.math import allocate_budget, l0_masks
 
@@ -25,9 +25,9 @@ from tfmot_atmc.math import allocate_budget, l0_masks
 class FixedSupport(Constraint):
     """Keeps the k largest magnitudes of the starting weights, and never changes which.
 
-    Magnitude pruning in one shot, global unless `layer_exponent` is given: the support is chosen
-    when the model is wrapped; training moves the values within it. Momentum of pruned entries is
-    left alone, they are set to zero again after every step.
+    Magnitude pruning in one shot, over all layers unless `layer_exponent` is given: the support is
+    chosen when the model is wrapped; training moves the values within it. Momentum of pruned
+    entries is left alone, they are set to zero again after every step.
 
     Args:
         ratio: nonzeros as a ratio of the dense kernels' parameters, in (0, 1]; the budget is
@@ -35,6 +35,8 @@ class FixedSupport(Constraint):
         k: number of nonzeros; give `ratio` or `k`, not both.
         layer_exponent: None for one budget over all layers, or the p of `math.allocate_budget`, in
             [0, 1], for a budget of its own in each.
+        floors: share of the budget over all layers that is assured to them, see `FlooredSparsity`;
+            0 for none, None for the default.
 
     Raises:
         ValueError: if not exactly one budget is given, or a value is out of range.
@@ -47,6 +49,7 @@ class FixedSupport(Constraint):
         ratio: float | None = None,
         k: int | None = None,
         layer_exponent: float | None = None,
+        floors: float | None = None,
     ):
         if (ratio is None) == (k is None):
             raise ValueError(f"Give `ratio` or `k`, not both. Received {ratio!r} and {k!r}.")
@@ -56,7 +59,9 @@ class FixedSupport(Constraint):
             raise ValueError(f"`k` must be a whole number, at least 0. Received {k!r}.")
         if layer_exponent is not None:
             allocate_budget([1], 1, layer_exponent)  # refuses an exponent out of range now
+        check_floors(FLOORS if floors is None else floors)
         self.ratio, self.k, self.layer_exponent = ratio, k, layer_exponent
+        self.floors = floors
 
     def build(self, factors: Sequence[Factor], dense_size: int, add_weight: AddWeight) -> None:
         self._factors = list(factors)
@@ -75,6 +80,9 @@ class FixedSupport(Constraint):
         values = [factor.read() for factor in self._factors]
         costs = [factor.cost for factor in self._factors]
         if self.layer_exponent is None:
+            share = FLOORS if self.floors is None else self.floors
+            if share:
+                values = raised(values, self._factors, self.budget, share, l0_masks)
             return l0_masks(values, self.budget, costs if set(costs) - {1.0} else None)
         masks: dict[int, tf.Tensor] = {}
         for _, members, budget in budgets_of_layers(

@@ -35,6 +35,8 @@ class ATMC(AL0):
         grid: None, or n to confine the codebooks to integers in [-n, n] times one scale.
         layer_exponent: None for one budget over all layers; p in [0, 1] for a budget of its own in
             each layer, in proportion to the p-th power of its size.
+        floors: share in [0, 1] of the one budget that is assured to layers, so that small ones are
+            not emptied (`FlooredSparsity`); 0 for the paper's global budget, None for the default.
 
     Raises:
         ValueError: if a value is out of range.
@@ -64,9 +66,10 @@ class ATMC(AL0):
         interval: int = 10,
         grid: int | None = None,
         layer_exponent: float | None = None,
+        floors: float | None = None,
     ):
         self.algorithm, self.rho, self.interval, self.grid = algorithm, rho, interval, grid
-        super().__init__(ratio, k, bits, schedule, growth, codebook_begin, layer_exponent)
+        super().__init__(ratio, k, bits, schedule, growth, codebook_begin, layer_exponent, floors)
 
     def stages(
         self, epochs: int, preset: str = "default", *, phases: str = "own", finish: bool = False
@@ -77,7 +80,8 @@ class ATMC(AL0):
         of three times the steps (they learn to fool a short attack), polishes them with a larger
         share of clean inputs, and with `bits` below 32 ties them to codebooks. It does not grow by
         gradient, which lost in paired runs. The preset `"paper"` is l0 projection of plain kernels,
-        then ATMC-32, then ATMC-b by ADMM, with the learning rates of the authors' code.
+        then ATMC-32, then ATMC-b by ADMM, with the learning rates of the authors' code and one
+        budget of which nothing is assured to layers.
 
         Hardening and polishing take a fourth more epochs each, and a codebook a twelfth.
 
@@ -88,7 +92,9 @@ class ATMC(AL0):
             return super().stages(epochs, preset, phases=phases, finish=finish)
         first, *later = super().stages(epochs, preset, finish=finish)
         found = first.method
-        projected = AL0(found.ratio, found.k, layer_exponent=found.layer_exponent)
+        projected = AL0(
+            found.ratio, found.k, layer_exponent=found.layer_exponent, floors=found.floors
+        )
         return [
             *projected.stages(epochs, preset),
             dataclasses.replace(first, learning_rate=0.005, decay=(0.3, 0.4, 0.6)),

@@ -119,6 +119,8 @@ class CodebookMethod(Method, abstract=True):
             starts to act.
         layer_exponent: None for one budget over all layers; p in [0, 1] for a budget of its own in
             each layer, in proportion to the p-th power of its size.
+        floors: share in [0, 1] of the one budget that is assured to layers, so that small ones are
+            not emptied (`FlooredSparsity`); 0 for the paper's global budget, None for the default.
     """
 
     def __init__(
@@ -128,10 +130,11 @@ class CodebookMethod(Method, abstract=True):
         bits: int | None = None,
         codebook_begin: int | float = 0.75,
         layer_exponent: float | None = None,
+        floors: float | None = None,
     ):
         self.ratio, self.k, self.bits = ratio, k, bits
         self.codebook_begin = codebook_begin
-        self.layer_exponent = layer_exponent
+        self.layer_exponent, self.floors = layer_exponent, floors
         self.constraints()
 
     def budget(self) -> Constraint:

@@ -23,6 +23,8 @@ class AL0(CodebookMethod):
             starts to act.
         layer_exponent: None for one budget over all layers; p in [0, 1] for a budget of its own in
             each layer, in proportion to the p-th power of its size.
+        floors: share in [0, 1] of the one budget that is assured to layers, so that small ones are
+            not emptied (`FlooredSparsity`); 0 for the paper's global budget, None for the default.
 
     Source: "A-l0" in Gui et al., NeurIPS 2019, section 4.1.
     """
@@ -38,9 +40,12 @@ class AL0(CodebookMethod):
         growth: GradientGrowth | None = None,
         codebook_begin: int | float = 0.75,
         layer_exponent: float | None = None,
+        floors: float | None = None,
     ):
         self.schedule, self.growth = get_schedule(schedule), growth
-        super().__init__(ratio, k, bits, codebook_begin, layer_exponent)
+        super().__init__(ratio, k, bits, codebook_begin, layer_exponent, floors)
 
     def budget(self) -> Constraint:
-        return sparsity(self.ratio, self.k, self.schedule, self.growth, self.layer_exponent)
+        return sparsity(
+            self.ratio, self.k, self.schedule, self.growth, self.layer_exponent, self.floors
+        )

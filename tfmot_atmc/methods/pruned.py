@@ -20,12 +20,13 @@ class AP(CodebookMethod):
             starts to act.
         layer_exponent: None for one budget over all layers; p in [0, 1] for a budget of its own in
             each layer, in proportion to the p-th power of its size.
+        floors: share of the one budget that is assured to layers, as for `AL0`.
 
     Source: "AP" in Gui et al., NeurIPS 2019, section 4.1.
     """
 
     def budget(self) -> Constraint:
-        return FixedSupport(self.ratio, self.k, self.layer_exponent)
+        return FixedSupport(self.ratio, self.k, self.layer_exponent, self.floors)
 
 
 class NAP(AP):

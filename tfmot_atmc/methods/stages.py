@@ -210,7 +210,10 @@ def phased(
     if phases not in PHASES:
         raise ValueError(f"`phases` must be one of {PHASES}. Received {phases!r}.")
     bits = getattr(method, "bits", None) or 32
-    plain, paper = _settled(method), preset == "paper"
+    paper = preset == "paper"
+    if paper and type(method).takes("floors") and method.floors is None:
+        method = method.but(floors=0)  # the paper's one budget over all layers
+    plain = _settled(method)
     if paper:  # as long as the authors' two stages, where methods are compared
         length = epochs if phases == "own" else 2 * epochs
         stages = [Stage(names[0], plain, length, **_PAPER_PRUNING)]

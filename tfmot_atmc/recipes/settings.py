@@ -30,6 +30,8 @@ class CompressionSettings:
         bits: b of the codebooks, or 32 for none, as is the default but for ATMC.
         layer_exponent: None for one budget over all layers; p in [0, 1] for budgets of layers in
             proportion to their sizes to the power p, where the method has a budget of nonzeros.
+        floors: share in [0, 1] of the one budget that is assured to layers, so that small ones are
+            not emptied; 0 for the paper's global budget; by default the method's own.
         epsilon: radius of the attacks, in input units.
         attack: name of the training attack. `"wrm"` has no epsilon: it is then that of the tests
             alone. `"atta"` takes one step by default, and carries perturbations within each stage.
@@ -55,6 +57,7 @@ class CompressionSettings:
     max_bytes: int | str | None = None
     bits: int | None = None
     layer_exponent: float | None = None
+    floors: float | None = None
     epsilon: float | None = None
     attack: str = "pgd"
     steps: int | None = None
@@ -100,6 +103,7 @@ class CompressionSettings:
         attacks.class_of(self.attack)  # refuses unknown names
         self._check_taken("bits", self.bits != 32)
         self._check_taken("layer_exponent", self.layer_exponent is not None)
+        self._check_taken("floors", self.floors is not None)
         self._check_taken("ratio", self.max_bytes is not None, "max_bytes")
         ratio = 1.0 if self.ratio is None else self.ratio
         if not 0 < ratio <= 1:
@@ -141,7 +145,12 @@ class CompressionSettings:
     def _method(self, ratio: float) -> Method:
         """Returns the method with those of the settings that it has arguments for."""
         kind = methods.class_of(self.method)
-        settings = {"ratio": ratio, "bits": self.bits or 32, "layer_exponent": self.layer_exponent}
+        settings = {
+            "ratio": ratio,
+            "bits": self.bits or 32,
+            "layer_exponent": self.layer_exponent,
+            "floors": self.floors,
+        }
         return methods.get(self.method, **{k: v for k, v in settings.items() if kind.takes(k)})
 
     def stages(self) -> list[Stage]:

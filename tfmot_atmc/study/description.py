@@ -68,6 +68,8 @@ class Description:
             `"trades"`, which goes with the attack of that name, of all that train under attack.
         clean_weight: share of the loss on clean inputs in all stages that train under attack and
             have one of their own, such as pruning; 0 as in the paper. None for the stages' own.
+        floors: share of every budget of nonzeros that is assured to layers; 0 for one budget over
+            all of them, under which all kept studies ran; None for the methods' own.
         batch_size: examples a step; None for the stages' own.
         limit: at most so many examples in each split; None for all.
         test_examples: at most so many test examples; None for all.
@@ -100,6 +102,7 @@ class Description:
     preset: str = "default"
     objective: str = "adversarial"
     clean_weight: float | None = None
+    floors: float | None = None
     batch_size: int | None = None
     limit: int | None = None
     test_examples: int | None = None

@@ -13,6 +13,7 @@ import keras
 
 from tfmot_atmc import attacks, methods, recipes
 from tfmot_atmc.constraints import CubicBudget
+from tfmot_atmc.constraints.floors import FLOORS
 from tfmot_atmc.methods.objectives import AdversarialLoss
 from tfmot_atmc.recipes.defaults import defaults
 from tfmot_atmc.recipes.run import Stage
@@ -120,6 +121,8 @@ def _adapted(stage: Stage, entry: MethodEntry, description: Description) -> Stag
     method = stage.method
     if entry.arguments and isinstance(method, methods.class_of(entry.method)):
         method = type(method).from_config({**method.get_config(), **entry.arguments})
+    if description.floors is not None and _has_floors(method):
+        method = method.but(floors=description.floors)
     if not method.adversarial:
         if entry.attack is not None:
             raise ValueError(f"{entry.name!r} trains on clean inputs and takes no `attack`.")
@@ -136,6 +139,12 @@ def _adapted(stage: Stage, entry: MethodEntry, description: Description) -> Stag
         learning_rate=stage.learning_rate * entry.learning_rate,
         batch_size=description.batch_size or stage.batch_size,
     )
+
+
+def _has_floors(method: Any) -> bool:
+    """Whether a method has one budget over all layers, of which some may be assured to each."""
+    config = method.get_config()
+    return "floors" in config and config["layer_exponent"] is None and config.get("growth") is None
 
 
 def _run(
@@ -329,6 +338,9 @@ def _plain(stage: Stage, attack: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("ranks", "separable"):
         if not method["config"].get(name, True):
             del method["config"][name]
+    floors = method["config"].pop("floors", None)
+    if _has_floors(stage.method) and floors != 0:
+        method["config"]["floors"] = FLOORS if floors is None else floors
     return values | {"objective": repr(stage.objective)}
 
 

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One budget of nonzeros, a part of which is assured to each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfmot_atmc.constraints.base import Factor, placed, trained
+from tfmot_atmc.constraints.sparsity import GlobalSparsity
+from tfmot_atmc.math import allocate_budget
+
+__all__ = ["FLOORS", "FlooredSparsity", "budgets_of_layers", "check_floors", "raised"]
+
+FLOORS = 0.5
+"""Share of the budget that is assured to layers where nothing else is asked for.
+
+It was chosen by benchmarks/layer_budgets.py, over networks with and without small layers.
+"""
+
+_EXPONENT = 0.5
+
+
+def budgets_of_layers(
+    factors: Sequence[Factor], k: int, exponent: float
+) -> list[tuple[str, list[int], int]]:
+    """Returns each layer's name, which of the factors are its own, and its budget of nonzeros.
+
+    Args:
+        factors: the factors of all layers; of each layer the main one comes first.
+        k: nonzeros of all layers together.
+        exponent: p of `math.allocate_budget`.
+    """
+    layers: dict[str, list[int]] = {}
+    for index, factor in enumerate(factors):
+        layers.setdefault(factor.name.rpartition(":")[0], []).append(index)
+    kernels = [int(np.prod(factors[members[0]].variable.shape)) for members in layers.values()]
+    budgets = allocate_budget(kernels, k, exponent)
+    return list(zip(layers, layers.values(), budgets, strict=True))
+
+
+def check_floors(floors: float) -> float:
+    """Returns the share, a number in [0, 1].
+
+    Raises:
+        ValueError: if it is another.
+    """
+    if isinstance(floors, bool) or not 0 <= floors <= 1:
+        raise ValueError(
+            "`floors` is the share of the budget that is assured to layers, in [0, 1]; 0 is one "
+            f"budget for all of them. Received {floors!r}."
+        )
+    return float(floors)
+
+
+def raised(
+    scores: Sequence[tf.Tensor],
+    factors: Sequence[Factor],
+    budget: float,
+    floors: float,
+    top: Callable[[list[tf.Tensor], int], list[tf.Tensor]],
+) -> list[tf.Tensor]:
+    """Returns magnitudes in which what is assured to a layer is above everything else.
+
+    The share `floors` of the budget is divided among the layers in proportion to the roots of their
+    sizes; of each layer the largest entries are raised.
+
+    Args:
+        scores: one tensor a factor.
+        factors: the factors.
+        budget: what all entries that are kept may cost.
+        floors: the share that is assured, in [0, 1].
+        top: returns where the largest entries of some tensors are, given their number.
+    """
+    costs = [factor.cost for factor in factors]
+    dearest, cheapest = max(costs), min(costs)
+    layers = budgets_of_layers(factors, int(floors * budget / dearest), _EXPONENT)
+    sizes = [tf.abs(score) for score in scores]
+    above = 2 * tf.reduce_max(tf.stack([tf.reduce_max(size) for size in sizes]))
+    found = list(sizes)
+    for _, members, count in layers:
+        masks = top([sizes[i] for i in members], count)
+        for index, mask in zip(members, masks, strict=True):
+            # What is worth most for its cost is kept first.
+            worth = above * (factors[index].cost / cheapest) ** 0.5
+            found[index] = tf.where(mask, worth, sizes[index])
+    return found
+
+
+class FlooredSparsity(GlobalSparsity):
+    """At most k nonzeros over all factors together, of which each layer is assured some.
+
+    One budget for all layers empties small ones, such as depthwise convolutions, and a network
+    without them answers the same to everything. Here a share of the budget is divided among the
+    layers, by the roots of their sizes, and each keeps at least so many of its largest entries; the
+    rest goes to the largest of all that is left.
+
+    Args:
+        ratio: as for `GlobalSparsity`.
+        k: as for `GlobalSparsity`.
+        schedule: as for `GlobalSparsity`.
+        floors: share of the final budget that is assured to layers, in [0, 1].
+
+    Raises:
+        ValueError: as `GlobalSparsity`, or if `floors` is out of range.
+    """
+
+    def __init__(
+        self,
+        ratio: float | None = None,
+        k: int | None = None,
+        schedule: Any = "constant",
+        floors: float = FLOORS,
+    ):
+        super().__init__(ratio, k, schedule)
+        self.floors = check_floors(floors)
+
+    def _top(self, scores: Sequence[tf.Tensor], k: Any, compiled: bool = False) -> list[tf.Tensor]:
+        factors = [factor for factor in self._factors if factor.trained]
+
+        def top(some: list[tf.Tensor], count: int) -> list[tf.Tensor]:
+            return self._largest(some, count, compiled)
+
+        higher = raised(scores, factors, self.budget, self.floors, top)
+        return super()._top(higher, k, compiled)
+
+    def finalized(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+        acting = [tf.constant(value) for value in trained(self._factors, values)]
+        if not acting:
+            return list(values)
+        masks = self._top(acting, self.budget // self._unit)
+        kept = [tf.where(m, v, tf.zeros_like(v)) for m, v in zip(masks, acting, strict=True)]
+        return placed(self._factors, [value.numpy() for value in kept], values)
