@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 
-from tfmot_atmc.math import entropy_bits, measure, paper_bits
+from tfmot_atmc.math import entropy_bits, paper_bits
 
 
 @pytest.mark.parametrize(
@@ -54,34 +53,15 @@ def test_entropy_bits_match_hand_computation():
         entropy_bits(1, 2, [2])
 
 
-def test_measure_adds_up_layers():
-    first = np.array([[0.0, 2.0, 2.0], [2.0, 2.0, 5.0]], np.float32)
-    second = np.zeros([4], np.float32)
-    size = measure({"a": first, "b": second}, bits=8, dense_weights=20)
-    a, b = size.matrices
-    assert (a.size, a.nonzeros, a.distinct, a.paper_bits) == (6, 5, 2, 5 + 64)
-    assert (b.nonzeros, b.distinct, b.paper_bits, b.entropy_bits) == (0, 0, 0, 0.0)
-    assert a.position_bits == pytest.approx(math.log2(6))
-    assert a.code_bits == pytest.approx(4 * math.log2(5 / 4) + math.log2(5))
-    assert a.codebook_bits == 64
-    assert size.nonzeros == 5
-    assert size.paper_bits == 69
-    assert size.paper_bytes == 9
-    assert size.paper_ratio == pytest.approx(69 / 640)
-    assert size.entropy_bytes == math.ceil(a.entropy_bits / 8)
-
-
-def test_table_ends_with_the_totals():
-    rows = measure({"a": np.array([1.0, 0.0]), "b": np.array([2.0, 3.0])}).table()
-    assert [row["name"] for row in rows] == ["a", "b", "total"]
-    assert rows[-1]["size"] == 4
-    assert rows[-1]["paper_bits"] == 96
-    assert rows[-1]["entropy_bits"] == pytest.approx(sum(r["entropy_bits"] for r in rows[:2]))
-    assert measure({}).table() == [{"name": "total"}]
+def test_sizes_of_small_matrices_are_those_worked_out_by_hand():
+    # [[0, 2, 2], [2, 2, 5]]: five nonzeros, four of one value, one of another.
+    assert paper_bits(5, 2, 8) == 5 + 64
+    codes = 4 * math.log2(5 / 4) + math.log2(5)
+    assert entropy_bits(6, 5, [4, 1]) == pytest.approx(math.log2(6) + codes)
+    # Nothing is stored of a matrix of zeros.
+    assert (paper_bits(0, 0, 8), entropy_bits(4, 0, [])) == (0, 0.0)
+    assert paper_bits(1, 1, 32) + paper_bits(2, 2, 32) == 96
 
 
 def test_raw_floats_are_chosen_where_a_codebook_does_not_pay():
-    values = np.arange(1.0, 101.0, dtype=np.float32)
-    matrix = measure({"m": values}, bits=8).matrices[0]
-    assert matrix.paper_bits == 3200
-    assert matrix.entropy_bits == pytest.approx(3200)
+    assert paper_bits(100, 100, 8) == 3200

@@ -7,17 +7,12 @@ from tfmot_atmc.math.matrices import is_separable, kernel_matrix, matrix_kernel,
 from tfmot_atmc.math.optimal import optimal_zero_kmeans
 from tfmot_atmc.math.projection import l0_masks, project_l0
 from tfmot_atmc.math.sizes import (
-    MatrixSize,
-    ModelSize,
     entropy_bits,
-    measure,
     paper_bits,
     parse_bytes,
 )
 
 __all__ = [
-    "MatrixSize",
-    "ModelSize",
     "ZeroKMeans",
     "allocate_budget",
     "assign_to_codebook",
@@ -27,7 +22,6 @@ __all__ = [
     "l0_masks",
     "matrix_kernel",
     "matrix_shape",
-    "measure",
     "optimal_zero_kmeans",
     "paper_bits",
     "parse_bytes",
