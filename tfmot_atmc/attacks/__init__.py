@@ -15,6 +15,7 @@ from tfmot_atmc.attacks.mifgsm import MIFGSM
 from tfmot_atmc.attacks.outputs import cross_entropy, logits_of, looks_like_probabilities
 from tfmot_atmc.attacks.pgd import BIM, PGD
 from tfmot_atmc.attacks.problem import Problem, fold_in
+from tfmot_atmc.attacks.quick import QuickAutoAttack
 from tfmot_atmc.attacks.registry import class_of, get, names, serialize
 from tfmot_atmc.attacks.square import Square
 from tfmot_atmc.attacks.trades import TRADES
@@ -37,6 +38,7 @@ __all__ = [
     "AutoAttack",
     "Keyed",
     "Problem",
+    "QuickAutoAttack",
     "Square",
     "class_of",
     "cross_entropy",
