@@ -2,30 +2,49 @@
 """Trains the networks of the frontier: robust accuracy against bytes, dense and sparse, on MNIST.
 
     python benchmarks/frontier.py --train dense166k,s12k,s5k,s2k --work /tmp/frontier
+    python benchmarks/frontier.py --slopes al0-plain,s5k --images 300 --work /tmp/frontier
+    python benchmarks/frontier.py --rank --images 200 --work /tmp/frontier
+    python benchmarks/frontier.py --sizes s2k,s5k,al0-through --images 1000 --work /tmp/frontier
 
-trains the named runs of `RUNS` one after another, each in a folder of its own. Stopped and started
-again, it goes on where it was.
+The first trains the named runs of `RUNS` one after another, each in a folder of its own, with a
+model for every epoch. The second attacks models with slopes in the backward pass. The third
+compares the ranks that attacks give to all models there are, those of every epoch and the reference
+models too. The fourth exports models and gives bytes, clean accuracy and AutoAttack. Each figure is
+a file in the work folder; stopped and started again, a run goes on where it was. `--out` keeps the
+tables.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import app, flags
+from common import load_plain, show
+from scipy import stats
 
 import tfmot_atmc as atmc
 from tfmot_atmc import attacks, models, recipes
 from tfmot_atmc.recipes.pipeline import load_keras
+from tfmot_atmc.utils.files import write_json
 
 EPSILON = 76 / 255
+SLOPES = (None, 0.05, 0.2, 1.0)
 
 TRAIN = flags.DEFINE_list("train", [], "Names of runs, in order.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, batches and attacks.")
+SLOPED = flags.DEFINE_list("slopes", [], "Names of runs, to attack with slopes.")
+RANK = flags.DEFINE_bool("rank", False, "Compare the ranks that attacks give to all models.")
+SIZES = flags.DEFINE_list("sizes", [], "Names of runs, to export and to measure.")
+IMAGES = flags.DEFINE_integer("images", 300, "Test images, from the first.")
+OUT = flags.DEFINE_string("out", None, "Folder for the tables, as JSON.")
 WORK = flags.DEFINE_string("work", "logs/frontier", "Folder with one folder for each run.")
 THREADS = flags.DEFINE_integer("threads", 1, "Threads of this process; 0 for all cores.")
 
@@ -73,17 +92,155 @@ def trained(name: str) -> keras.Model:
 
 
 def train(name: str, data: Any) -> None:
-    run = RUNS[name]
+    run, out = RUNS[name], folder(name)
+    out.mkdir(parents=True, exist_ok=True)
     recipes.run_stages(
         trained(run.start) if isinstance(run.start, str) else run.start(SEED.value),
         run.stages,
         data,
         attack=run.attack,
         validation_attack=attacks.PGD(epsilon=EPSILON, steps=10, step_size=EPSILON / 6),
-        out_dir=folder(name),
+        out_dir=out,
         seed=SEED.value,
         verbose=2,
+        extra_callbacks=[KeepEpochs(out)],
     )
+
+
+class KeepEpochs(keras.callbacks.Callback):
+    """Keeps the plain model of every epoch, for `--rank`."""
+
+    def __init__(self, out: Path):
+        super().__init__()
+        self._out = out
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        atmc.strip_compression(self.model).save(self._out / f"epoch{epoch + 1:02d}.keras")
+
+
+def pgd40(slope: Any) -> attacks.Attack:
+    return attacks.PGD(epsilon=EPSILON, steps=40, step_size=EPSILON / 6, backward_slope=slope)
+
+
+def measured(model: Path, label: str, attack: attacks.Attack, data: Any) -> dict[str, Any]:
+    """Accuracy under one attack, its cost, and the accuracy after each of its parts; kept."""
+    kept = model.with_name(f"{model.stem}.{label}-{IMAGES.value}.json")
+    if not kept.exists():
+        network = load_plain(str(model))
+        images, labels = data.x_test[: IMAGES.value], data.y_test[: IMAGES.value]
+        common: dict[str, Any] = {"attacks": attack, "checks": False, "verbose": 0}
+        atmc.evaluate_robustness(network, (images[:10], labels[:10]), **common)  # traces
+        start = time.process_time()
+        report = atmc.evaluate_robustness(network, (images, labels), **common)
+        found = {
+            "clean": report.clean_accuracy,
+            "robust": report.robust_accuracy,
+            "parts": {part.name: part.accuracy for part in report.attacks},
+            "cpu_seconds": round(time.process_time() - start, 2),
+        }
+        write_json(kept, found)
+    return json.loads(kept.read_text())
+
+
+def last(name: str) -> Path:
+    return folder(name) / f"{RUNS[name].stages[-1].name}.keras"
+
+
+def slopes(names: Sequence[str], data: Any) -> list[dict[str, Any]]:
+    """Robust accuracy under PGD-40 with each slope, and under AutoAttack."""
+    rows = []
+    for name in names:
+        row: dict[str, Any] = {"model": name, "zero gradients": zero_share(last(name), data)}
+        for slope in SLOPES:
+            found = measured(last(name), f"pgd40-{slope}", pgd40(slope), data)
+            row |= {"clean": found["clean"], f"slope {slope or 0}": found["robust"]}
+        row["auto"] = measured(last(name), "pgd40-auto", pgd40("auto"), data)["robust"]
+        exact = attacks.AutoAttack(epsilon=EPSILON)
+        row["AutoAttack"] = measured(last(name), "autoattack", exact, data)["robust"]
+        rows.append(row)
+    return rows
+
+
+def zero_share(path: Path, data: Any) -> float:
+    """Which share of the input gradients of 100 images is exactly zero."""
+    model, loss = load_plain(str(path)), keras.losses.SparseCategoricalCrossentropy(True)
+    images = tf.constant(data.x_test[:100])
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        value = loss(data.y_test[:100], model(images))
+    return float(np.mean(tape.gradient(value, images).numpy() == 0))
+
+
+def ranks(data: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """All models under the attacks, and the correlation of the ranks that these give them."""
+    files = sorted(Path(WORK.value).glob(f"*-{SEED.value}/epoch*.keras"))
+    files += [_reference(name) for name in models.references.names() if name.startswith("lenet")]
+    chosen = {
+        "AutoAttack": attacks.AutoAttack(epsilon=EPSILON),
+        "QuickAutoAttack": attacks.QuickAutoAttack(epsilon=EPSILON),
+        "PGD-40": pgd40(None),
+        "PGD-10": attacks.PGD(
+            epsilon=EPSILON, steps=10, step_size=EPSILON / 6, backward_slope=None
+        ),
+    }
+    rows, seconds = [], {name: 0.0 for name in chosen}
+    for path in files:
+        row: dict[str, Any] = {"model": f"{path.parent.name}/{path.stem}"}
+        for name, attack in chosen.items():
+            found = measured(path, name.lower(), attack, data)
+            row |= {"clean": found["clean"], name: found["robust"]}
+            seconds[name] += found["cpu_seconds"]
+        rows.append(row)
+    truth = [row["AutoAttack"] for row in rows]
+    summary = [
+        {
+            "attack": name,
+            "rank correlation": float(stats.spearmanr([row[name] for row in rows], truth)[0]),
+            "above AutoAttack": float(np.mean([row[name] for row in rows]) - np.mean(truth)),
+            "CPU seconds a model": seconds[name] / len(rows),
+        }
+        for name in chosen
+    ]
+    return rows, summary
+
+
+def _reference(name: str) -> Path:
+    """A reference model, copied to the work folder so that its figures lie beside it."""
+    path = Path(WORK.value) / "references" / f"{name}.keras"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        models.references.load(name).save(path)
+    return path
+
+
+def sizes(names: Sequence[str], data: Any) -> list[dict[str, Any]]:
+    """Bytes of the int8 file, clean accuracy on all test images, and AutoAttack."""
+    rows = []
+    for name in names:
+        plain = load_plain(str(last(name)))
+        exact = attacks.AutoAttack(epsilon=EPSILON)
+        file = atmc.export_tflite(plain, folder(name) / "model.tflite", values="int8")
+        plain.compile(metrics=["accuracy"])
+        _, clean = plain.evaluate(data.x_test, data.y_test, batch_size=500, verbose=0)
+        parts = measured(last(name), "autoattack", exact, data)["parts"]
+        row = {
+            "run": name,
+            "weights": sum(int(np.count_nonzero(w)) for w in plain.get_weights() if w.ndim > 1),
+            "bytes": file.bytes,
+            "clean": clean,
+            "PGD-40": measured(last(name), "pgd40-None", pgd40(None), data)["robust"],
+            "before Square": parts["fab-t"],
+            "AutoAttack": parts["square"],
+        }
+        rows.append(row)
+    return rows
+
+
+def keep(name: str, rows: list[dict[str, Any]]) -> None:
+    show(name, rows)
+    if OUT.value and rows:
+        Path(OUT.value).mkdir(parents=True, exist_ok=True)
+        write_json(Path(OUT.value) / f"{name}.json", {"images": IMAGES.value, "rows": rows})
 
 
 def main(_: list[str]) -> None:
@@ -93,6 +250,12 @@ def main(_: list[str]) -> None:
     data = atmc.datasets.load("mnist", validation_fraction=0.02)
     for name in TRAIN.value:
         train(name, data)
+    keep("slopes", slopes(SLOPED.value, data))
+    if RANK.value:
+        rows, summary = ranks(data)
+        keep("models", rows)
+        keep("ranks", summary)
+    keep("sizes", sizes(SIZES.value, data))
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ class QuickAutoAttack(Attack):
             "bounds": (low, high),
             "seed": self.seed,
         }
-        sloped = {"steps": self.steps, "backward_slope": surrogate.SLOPE}
+        sloped: dict[str, Any] = {"steps": self.steps, "backward_slope": surrogate.SLOPE}
         self.attacks: dict[str, Attack] = {
             "apgd-ce": APGD(steps=self.steps, backward_slope=None, **common),
             "apgd-t": APGDT(num_targets=self.num_targets, **sloped, **common),
