@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import tfmot_atmc as atmc
 from tfmot_atmc import attacks
 from tfmot_atmc.attacks import surrogate
 from tfmot_atmc.attacks.outputs import cross_entropy, logits_function
 from tfmot_atmc.attacks.problem import Problem
+from tfmot_atmc.methods.objectives import AdversarialLoss
 
 SLOPE = 0.25
 # What follows a dense layer, and the part of its gradient that is plain at -2, 1 and 9.
@@ -173,3 +175,75 @@ def test_eager_use_of_a_slope_says_what_to_do():
     with pytest.raises(RuntimeError, match=r"wrap it in `tf\.function`"):
         problem.with_slope(0.1).gradient(problem.x)
     assert float(surrogate.zero_share([tf.constant([[0.0, -0.0], [1.0, 2.0]])])) == 0.5
+
+
+def _after_a_step(activation, slope, **options):
+    """Kernels of a network after one train step, at an objective's slope."""
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(6, name="first")(inputs)
+    outputs = keras.layers.Dense(3, name="last")(keras.layers.Lambda(activation)(hidden))
+    model = keras.Model(inputs, outputs)
+    rng = np.random.default_rng(3)
+    model.set_weights([rng.normal(size=w.shape).astype("float32") for w in model.get_weights()])
+    small = atmc.compress(
+        model,
+        "al0",
+        ratio=0.9,
+        attack=attacks.FGSM(epsilon=0.1, backward_slope=None),
+        objective=AdversarialLoss(0.25, backward_slope=slope),
+        in_place=True,  # a function of a test cannot be saved, and so not copied
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    small.compile(keras.optimizers.SGD(0.1), loss, **options)
+    x, y = rng.random((8, 4), dtype="float32"), rng.integers(0, 3, 8)
+    small.plan(10)
+    small.fit(x, y, batch_size=8, epochs=1, verbose=0)
+    return [small.model.get_layer(name).kernel.numpy() for name in ("first", "last")]
+
+
+def _sloped_relu(x):
+    @tf.custom_gradient
+    def relu(x):
+        return tf.nn.relu(x), lambda grad: tf.where(x > 0, grad, 0.25 * grad)
+
+    return relu(x)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_weights_learn_through_the_slope_of_an_objective(jit_compile):
+    plain = _after_a_step(tf.nn.relu, None, jit_compile=jit_compile)
+    sloped = _after_a_step(tf.nn.relu, 0.25, jit_compile=jit_compile)
+    assert np.abs(sloped[0] - plain[0]).max() > 1e-4
+    wanted = _after_a_step(tf.nn.relu, 0.25, jit_compile=False)
+    for found, expected in zip(sloped, wanted, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_the_slope_of_an_objective_is_a_relu_with_that_gradient():
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+    layer = keras.layers.Dense(3)
+    layer.build((None, 4))
+
+    @tf.function
+    def both(x):
+        with tf.GradientTape() as tape:
+            value = tf.reduce_sum(tf.square(_sloped_relu(layer(x))))
+        wanted = tape.gradient(value, layer.trainable_variables)
+        marked = surrogate.marking(lambda x: tf.nn.relu(layer(x)))
+        value = tf.reduce_sum(tf.square(marked(x) + 1.0))
+        value -= tf.reduce_sum(2 * marked(x))
+        variables = [variable.value for variable in layer.trainable_variables]
+        return wanted, surrogate.gradients(value, variables, 0.25)
+
+    for wanted, found in zip(*both(tf.constant(x)), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_the_slope_of_an_objective_is_refused_where_it_cannot_be():
+    with pytest.raises(ValueError, match="trained in a graph, on one device"):
+        _after_a_step(tf.nn.relu, 0.25, run_eagerly=True)
+    for bad in ("auto", 0, 2.0):
+        with pytest.raises(ValueError, match="`backward_slope`"):
+            AdversarialLoss(0.5, backward_slope=bad)
+    kept = AdversarialLoss(0.5, backward_slope=0.1).get_config()
+    assert kept == {"clean_weight": 0.5, "backward_slope": 0.1}

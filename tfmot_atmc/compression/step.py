@@ -9,11 +9,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfmot_atmc.attacks import ATTA
+from tfmot_atmc.attacks import ATTA, surrogate
 from tfmot_atmc.compression.wrapping import counted
 from tfmot_atmc.utils import distribution
 
-__all__ = ["check_distributed", "descend"]
+__all__ = ["check_distributed", "descend", "weight_gradients"]
 
 
 def check_distributed(optimizer: Any, attack: Any) -> None:
@@ -33,6 +33,30 @@ def check_distributed(optimizer: Any, attack: Any) -> None:
             "ATTA keeps one store of perturbations and trains on one device only. With several "
             "replicas use PGD or FGSM."
         )
+
+
+def weight_gradients(
+    tape: tf.GradientTape, loss: tf.Tensor, variables: Sequence[keras.Variable], slope: float | None
+) -> list[Any]:
+    """Returns the gradients of a train step, one for every variable, or None.
+
+    Args:
+        tape: what recorded the loss.
+        loss: scalar.
+        variables: the trainable variables.
+        slope: the objective's `backward_slope`; the forward pass was marked for it.
+
+    Raises:
+        ValueError: for a slope outside a graph, or with several replicas.
+    """
+    if slope is None:
+        return tape.gradient(loss, variables)
+    if tf.executing_eagerly() or distribution.count() > 1:
+        raise ValueError(
+            "An objective with a `backward_slope` is trained in a graph, on one device. Compile "
+            "with `run_eagerly=False`, and without a strategy of several replicas."
+        )
+    return surrogate.gradients(loss, [variable.value for variable in variables], slope)
 
 
 def descend(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfmot_atmc.attacks import logits_of
+from tfmot_atmc.attacks import logits_of, surrogate
 from tfmot_atmc.attacks.trades import kl_divergence
 from tfmot_atmc.utils.configurable import Configurable, get_configured
 
@@ -32,6 +32,9 @@ class Objective(Configurable, kind="objective"):
 
     Subclasses override `__call__`.
     """
+
+    backward_slope: float | None = None
+    """Slope, in the backward pass of the train step alone, of activations that are off."""
 
     def __call__(
         self,
@@ -63,15 +66,22 @@ class AdversarialLoss(Objective, name="adversarial"):
     Args:
         clean_weight: in [0, 1]; 0 is the pure adversarial loss of the ATMC paper (equation 3), 0.5
             the loss of the authors' code on MNIST and CIFAR-10.
+        backward_slope: slope, in the backward pass alone, of ReLUs that are off and of what
+            max-pooling leaves out, in (0, 1]: what lies behind them in a sparse network learns too.
+            None for the plain gradients. It needs a graph, so `run_eagerly=False`. The slope of the
+            attack is an argument of the attack.
 
     Raises:
-        ValueError: if `clean_weight` is out of range.
+        ValueError: if `clean_weight` or `backward_slope` is out of range.
     """
 
-    def __init__(self, clean_weight: float = 0.0):
+    def __init__(self, clean_weight: float = 0.0, backward_slope: float | None = None):
         if not 0 <= clean_weight <= 1:
             raise ValueError(f"`clean_weight` must lie in [0, 1]. Received {clean_weight!r}.")
+        if backward_slope == "auto":
+            raise ValueError("`backward_slope` of an objective must be a number or None.")
         self.clean_weight = clean_weight
+        self.backward_slope = surrogate.check_slope(backward_slope)
 
     def __call__(
         self,
