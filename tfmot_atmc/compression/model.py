@@ -268,15 +268,15 @@ class CompressedModel(BuiltFromOwnBatch, keras.Model):
 
         share, before = distribution.share_of_batch(x), layer_state(self.model)
         place_randomness(self.model, distribution.own_step(tf.convert_to_tensor(self._step.value)))
-        predict, slope = functools.partial(self.model, training=True), self.objective.backward_slope
-        predict = predict if slope is None else surrogate.marking(predict)
+        slope, predict = self.objective.backward_slope, functools.partial(self.model, training=True)
+        called = predict if slope is None else surrogate.marking(predict)
         with tf.GradientTape() as tape:
             with composed_kernels(self.kernels):
                 x_adversarial = x
                 if self.attack is not None:
                     with tape.stop_recording():
                         x_adversarial = self._warmed(x, self._attacked(self.attack, raw, y, salt=0))
-                result = self.objective(predict, loss_of, x, x_adversarial, y)
+                result = self.objective(called, loss_of, x, x_adversarial, y)
                 clean = result.clean_outputs
                 if clean is None:
                     with tape.stop_recording():
