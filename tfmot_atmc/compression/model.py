@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -13,7 +12,6 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_atmc import attacks, methods
-from tfmot_atmc.attacks import surrogate
 from tfmot_atmc.compression.finish import remembered_data
 from tfmot_atmc.compression.labels import (
     attack_target,
@@ -26,7 +24,7 @@ from tfmot_atmc.compression.labels import (
     within_bounds,
 )
 from tfmot_atmc.compression.report import CompressionReport, compression_report
-from tfmot_atmc.compression.step import check_distributed, descend, weight_gradients
+from tfmot_atmc.compression.step import check_distributed, descend, forward, weight_gradients
 from tfmot_atmc.compression.wrapping import (
     composed_kernels,
     constrained,
@@ -268,15 +266,13 @@ class CompressedModel(BuiltFromOwnBatch, keras.Model):
 
         share, before = distribution.share_of_batch(x), layer_state(self.model)
         place_randomness(self.model, distribution.own_step(tf.convert_to_tensor(self._step.value)))
-        slope, predict = self.objective.backward_slope, functools.partial(self.model, training=True)
-        called = predict if slope is None else surrogate.marking(predict)
         with tf.GradientTape() as tape:
             with composed_kernels(self.kernels):
                 x_adversarial = x
                 if self.attack is not None:
                     with tape.stop_recording():
                         x_adversarial = self._warmed(x, self._attacked(self.attack, raw, y, salt=0))
-                result = self.objective(called, loss_of, x, x_adversarial, y)
+                result = self.objective(forward(self), loss_of, x, x_adversarial, y)
                 clean = result.clean_outputs
                 if clean is None:
                     with tape.stop_recording():
@@ -285,7 +281,7 @@ class CompressedModel(BuiltFromOwnBatch, keras.Model):
             penalties = [constraint.penalty(moment) for constraint in self.constraints]
             total = tf.add_n([result.loss, *[p for p in penalties if p is not None]])
             scaled = self.optimizer.scale_loss(total)
-        gradients = weight_gradients(tape, scaled, self.trainable_variables, slope)
+        gradients = weight_gradients(self, tape, scaled)
         total = descend(self, gradients, total, before, share)
         robust: set[str] = set()
         if self.attack is not None and result.adversarial_outputs is not None:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -13,7 +14,7 @@ from tfmot_atmc.attacks import ATTA, surrogate
 from tfmot_atmc.compression.wrapping import counted
 from tfmot_atmc.utils import distribution
 
-__all__ = ["check_distributed", "descend", "weight_gradients"]
+__all__ = ["check_distributed", "descend", "forward", "weight_gradients"]
 
 
 def check_distributed(optimizer: Any, attack: Any) -> None:
@@ -35,20 +36,28 @@ def check_distributed(optimizer: Any, attack: Any) -> None:
         )
 
 
-def weight_gradients(
-    tape: tf.GradientTape, loss: tf.Tensor, variables: Sequence[keras.Variable], slope: float | None
-) -> list[Any]:
-    """Returns the gradients of a train step, one for every variable, or None.
+def forward(model: keras.Model) -> Callable[[Any], Any]:
+    """Returns the forward pass of a train step, ready for the slope of the objective.
 
     Args:
+        model: the compressed model.
+    """
+    call = functools.partial(model.model, training=True)
+    return call if model.objective.backward_slope is None else surrogate.marking(call)
+
+
+def weight_gradients(model: keras.Model, tape: tf.GradientTape, loss: tf.Tensor) -> list[Any]:
+    """Returns the gradients of a train step, one for every trainable variable, or None.
+
+    Args:
+        model: the compressed model; its objective may have a `backward_slope`.
         tape: what recorded the loss.
         loss: scalar.
-        variables: the trainable variables.
-        slope: the objective's `backward_slope`; the forward pass was marked for it.
 
     Raises:
         ValueError: for a slope outside a graph, or with several replicas.
     """
+    variables, slope = model.trainable_variables, model.objective.backward_slope
     if slope is None:
         return tape.gradient(loss, variables)
     if tf.executing_eagerly() or distribution.count() > 1:

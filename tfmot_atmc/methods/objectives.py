@@ -83,6 +83,11 @@ class AdversarialLoss(Objective, name="adversarial"):
         self.clean_weight = clean_weight
         self.backward_slope = surrogate.check_slope(backward_slope)
 
+    def _arguments(self) -> dict[str, Any]:
+        """Returns the arguments, without a slope that is none: studies know objectives by them."""
+        found = super()._arguments()
+        return {name: value for name, value in found.items() if value is not None}
+
     def __call__(
         self,
         predict: Callable[[Any], Any],
