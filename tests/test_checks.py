@@ -22,6 +22,7 @@ from tfmot_atmc.attacks import (
     Square,
 )
 from tfmot_atmc.evaluation import checks, evaluate_robustness
+from tfmot_atmc.evaluation.sample import take_sample
 from tfmot_atmc.evaluation.targets import as_target
 
 EPSILON = 0.3
@@ -58,7 +59,7 @@ def evaluate(target, data, attacks, **options):
 def test_a_sound_evaluation_passes_every_check(model, data):
     report = evaluate(model, data, [PGD(epsilon=EPSILON, steps=40, step_size=0.05)])
     assert report.robust_accuracy < 0.5 and not report.warnings
-    assert set(report.checks.values()) == {"passed"} and len(report.checks) == 6
+    assert set(report.checks.values()) == {"passed"} and len(report.checks) == 15
     assert not evaluate(model, data, FGSM(epsilon=EPSILON), checks=False).checks
 
 
@@ -94,13 +95,11 @@ def test_a_step_in_front_of_the_model_is_flagged_and_square_sees_through_it(mode
     with pytest.raises(ValueError, match="give attacks that need no gradients, such as Square"):
         evaluate(lambda x: model(tf.round(x)), clean, FGSM(epsilon=0.1))
     alone = evaluate(lambda x: model(tf.round(x)), clean, Square(epsilon=0.5, queries=20))
-    assert alone.robust_accuracy < 1 and set(alone.checks) == {
-        "outputs are logits",
-        "no class is given up",
-        "gradients are not zero",
-        "outputs are deterministic",
-        "gradients beat outputs alone",
-    }
+    assert alone.robust_accuracy < 1
+    for name in ("outputs are logits", "gradients are not zero", "gradients beat outputs alone"):
+        assert alone.checks[name].startswith("not run: no ")
+    assert alone.checks["no class is given up"] == alone.checks["outputs are deterministic"]
+    assert alone.checks["outputs are deterministic"] == "passed"
 
 
 def test_what_outputs_alone_break_is_compared_with_every_attack_that_saw_it():
@@ -120,9 +119,10 @@ def test_what_outputs_alone_break_is_compared_with_every_attack_that_saw_it():
     assert after["square"].tolist() == [False, True, True, False]
     first = {"square": attacks["square"], "pgd": attacks["pgd"]}
     assert checks.beyond_gradients(broken, first, drop_broken=True) == {}
-    assert checks.black_box_stronger({"square": 2}, 1000) is None
-    assert "gradients mislead" in checks.black_box_stronger({"square": 3}, 1000)
-    transfer = checks.black_box_stronger({"square": 3}, 1000, source="twin")
+    # The most that was seen of honest networks is a twentieth.
+    assert checks.black_box_stronger({"square": 50}, 1000) is None
+    assert "gradients mislead" in checks.black_box_stronger({"square": 51}, 1000)
+    transfer = checks.black_box_stronger({"square": 51}, 1000, source="twin")
     assert "transferred from twin did not: the two differ" in transfer
 
 
@@ -140,7 +140,7 @@ def test_overlap_of_attacks_that_get_all_examples_is_no_sign_of_bad_gradients(mo
 @pytest.fixture(scope="module")
 def sample(model, data):
     target = as_target(model)
-    return checks.take_sample(target, target, *data, np.ones(40, bool))
+    return take_sample(target, target, *data, np.ones(40, bool))
 
 
 def test_too_few_steps_are_told_of_every_attack_that_climbs(sample):
@@ -166,7 +166,7 @@ def test_auto_pgd_that_ends_on_its_way_is_told():
 
     x = np.random.default_rng(0).uniform(0.0, 0.1, (32, 2)).astype("float32")
     target = as_target(ridge)
-    sample = checks.take_sample(target, target, x, np.zeros(32, "int64"), np.ones(32, bool))
+    sample = take_sample(target, target, x, np.zeros(32, "int64"), np.ones(32, bool))
     for kind in (APGD, APGDT):
         short, long = (kind(epsilon=1.0, steps=steps) for steps in (4, 60))
         assert "apgd has not converged" in checks.steps_too_few(sample, "apgd", short)

@@ -16,7 +16,9 @@ ROOM = pathlib.Path(tfmot_atmc.__file__).parent
 HOOKS = {
     "_all_reduce_sum_gradients",
     "_build_shapes_dict",
+    "_compile_loss",
     "_flatten_layers",
+    "_fn_kwargs",
     "_inbound_nodes",
     "_inputs_struct",
     "_kernel",
@@ -28,6 +30,7 @@ HOOKS = {
     "_seed_generators",
     "_tracker",
     "_trainable_variables",
+    "_user_loss_weights",
 }
 
 
@@ -105,6 +108,20 @@ def test_the_loss_of_a_compiled_model_can_be_set(model):
     tracker.update_state(3.0)
     assert tracker.name == "loss" and float(tracker.result()) == 3.0
     assert tracker in model.metrics
+
+
+def test_weights_metrics_and_axes_of_losses_are_told(model):
+    losses = keras.losses
+    model.compile("sgd", "mse")
+    assert internals.loss_weights(model) is None and internals.loss_metrics(model) == []
+    two = keras.Model(model.inputs, [model.outputs[0], model.get_layer("first").output])
+    two.compile("sgd", ["mse", "mae"], loss_weights=[1.0, 0.5])
+    x, y = np.zeros((2, 4), "float32"), [np.zeros((2, 2)), np.zeros((2, 3))]
+    two.evaluate(x, y, verbose=0)
+    assert internals.loss_weights(two) == [1.0, 0.5] and len(internals.loss_metrics(two)) == 2
+    assert internals.loss_axis(losses.SparseCategoricalCrossentropy(axis=1)) == 1
+    assert internals.loss_axis(losses.CategoricalCrossentropy()) == -1
+    assert internals.loss_axis(losses.BinaryCrossentropy(axis=2)) == 2
 
 
 def test_building_from_a_batch_has_the_hook_that_is_overridden():

@@ -29,6 +29,7 @@ FLOORS = {
     "constraints": 2,
     "datasets": 2,
     "export": 2,
+    "tasks": 2,
     "evaluation": 3,
     "methods": 3,
     "compression": 4,

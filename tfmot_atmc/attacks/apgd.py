@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tfmot_atmc.attacks.base import Attack
-from tfmot_atmc.attacks.margins import dlr, likely_targets, targeted_dlr
+from tfmot_atmc.attacks.margins import dlr, likely_targets, margin, targeted_dlr
 from tfmot_atmc.attacks.outputs import hard_labels
 from tfmot_atmc.attacks.problem import Leaves, Loss, Problem, fold_in
 from tfmot_atmc.attacks.runs import run_on_the_rest
@@ -50,8 +50,9 @@ class APGD(Attack):
         epsilon: Radius in input units, a scalar or, for l-infinity, one value a channel.
         steps: Number of steps, at least 1.
         restarts: Number of random starts; each takes only the examples that are left.
-        objective: `"ce"`, the cross-entropy (or the attack's own `loss`), or `"dlr"`, the
-            difference-of-logits ratio.
+        objective: `"ce"`, the cross-entropy (or the attack's own `loss`); `"dlr"`, the
+            difference-of-logits ratio, from three classes on; or `"margin"`, the difference of
+            logits itself.
         rho: Share of a window's steps in which the loss must rise, in (0, 1).
         eot: Gradients averaged in every step, for models that are random.
         **kwargs: `norm`, `bounds`, `seed` and `loss`, see `Attack`.
@@ -97,12 +98,13 @@ class APGD(Attack):
             raise ValueError(f"`rho` must lie in (0, 1). Received {rho!r}.")
         self.steps, self.restarts, self.eot = int(steps), int(restarts), int(eot)
         self.objective, self.rho = objective, float(rho)
+        self.any_loss = objective == "ce"
         # Of a model that is random, two runs differ by more than their steps.
         self.converges = self.eot == 1
 
     @classmethod
     def _objectives(cls) -> tuple[str, ...]:
-        return ("ce", "dlr")
+        return ("ce", "dlr", "margin")
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments as plain Python values."""
@@ -116,7 +118,7 @@ class APGD(Attack):
         }
 
     def _perturb(self, problem: Problem, seed: tf.Tensor) -> Leaves:
-        loss = _dlr if self.objective == "dlr" else None
+        loss = {"dlr": _dlr, "margin": _margin}.get(self.objective)
 
         def run(part: Problem, _: tf.Tensor, index: tf.Tensor) -> tuple[Leaves, tf.Tensor]:
             return self._ascend(part, fold_in(seed, index), loss)
@@ -253,7 +255,8 @@ class APGDT(APGD):
 
     Args:
         num_targets: How many classes, in the order of the clean input's logits; at most all others.
-        objective: `"dlr"`, the targeted difference-of-logits ratio.
+        objective: `"dlr"`, the targeted difference-of-logits ratio, from four classes on; or
+            `"margin"`, the difference of the two logits itself.
         **kwargs: As `APGD`.
 
     Source: as `APGD`.
@@ -267,7 +270,7 @@ class APGDT(APGD):
 
     @classmethod
     def _objectives(cls) -> tuple[str, ...]:
-        return ("dlr",)
+        return ("dlr", "margin")
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments as plain Python values."""
@@ -282,11 +285,18 @@ class APGDT(APGD):
             target = tf.gather(tf.gather(targets, rows), index % number, axis=1)
 
             def loss(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+                if self.objective == "margin":
+                    own = tf.gather(logits, hard_labels(y), batch_dims=1)
+                    return tf.gather(logits, target, batch_dims=1) - own
                 return targeted_dlr(hard_labels(y), target, logits)
 
             return self._ascend(part, fold_in(seed, index), loss)
 
         return run_on_the_rest(problem, number * self.restarts, run)
+
+
+def _margin(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    return -margin(hard_labels(y), logits)
 
 
 def _dlr(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:

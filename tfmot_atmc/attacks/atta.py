@@ -82,6 +82,7 @@ class ATTA(Attack):
     """
 
     converges = True
+    any_loss = True
     _without = ("norm", "targeted")
     _looks_twice = False
 

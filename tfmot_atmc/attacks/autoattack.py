@@ -19,16 +19,19 @@ from tfmot_atmc.attacks.square import Square
 __all__ = ["AutoAttack"]
 
 VERSIONS = ("standard", "plus", "rand")
+# The targeted difference-of-logits ratio looks at four logits.
+_ENOUGH_CLASSES = 4
 
 
 class AutoAttack(Attack):
     """APGD-CE, targeted APGD-DLR, targeted FAB and Square, each on what the ones before have left.
 
     `evaluate_robustness` runs its parts one by one and reports each; that is how it should be
-    used. Called itself it runs eagerly.
+    used. Called itself it runs eagerly. With two or three classes the difference-of-logits ratios,
+    which need more, give way to the difference of logits: `"apgd-t-margin"` in place of `"apgd-t"`.
 
     Args:
-        epsilon: Radius in input units, a scalar.
+        epsilon: Radius in input units, a scalar or, for l-infinity, one value a channel.
         version: `"standard"`; `"plus"`, with restarts and the untargeted attacks as well; or
             `"rand"`, for models that are random: APGD with averaged gradients.
         steps: Steps of APGD and FAB.
@@ -37,7 +40,7 @@ class AutoAttack(Attack):
             the gradients are plain ones, for figures that compare with published ones.
 
     Attributes:
-        attacks: The parts by name, in the order they run.
+        attacks: The parts by name, in the order they run, for four classes or more.
 
     Raises:
         ValueError: `version` is unknown, or an argument is out of range.
@@ -66,17 +69,23 @@ class AutoAttack(Attack):
         if version not in VERSIONS:
             raise ValueError(f"`version` must be one of {VERSIONS}. Received {version!r}.")
         self.version, self.steps, self.queries = version, int(steps), int(queries)
-        low, high = super().get_config()["bounds"]
-        common: dict[str, Any] = {
-            "epsilon": epsilon,
-            "norm": self.norm,
-            "bounds": (low, high),
-            "seed": self.seed,
-        }
-        sloped = {"backward_slope": self.backward_slope}
-        self.attacks: dict[str, Attack] = _parts(
-            version, Square(queries=self.queries, **common), common | sloped | {"steps": self.steps}
-        )
+        self.attacks: dict[str, Attack] = self.parts_for(_ENOUGH_CLASSES)
+
+    def parts_for(self, classes: int) -> dict[str, Attack]:
+        """Returns the parts by name, in the order they run.
+
+        Args:
+            classes: Number of classes of the model.
+
+        Example:
+        >>> list(AutoAttack(epsilon=8 / 255).parts_for(2))
+        ['apgd-ce', 'apgd-t-margin', 'fab-t', 'square']
+        """
+        config = super().get_config()
+        common = {name: config[name] for name in ("epsilon", "norm", "bounds", "seed")}
+        square = Square(queries=self.queries, **common)
+        climbing = {"steps": self.steps, "backward_slope": self.backward_slope}
+        return _parts(self.version, square, common | climbing, classes)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments as plain Python values."""
@@ -103,7 +112,8 @@ class AutoAttack(Attack):
         seed = self._as_seed(seed)
         classify = traced_logits(model)
         left = np.arange(len(y))
-        for number, attack in enumerate(self.attacks.values()):
+        classes = classify(tf.nest.map_structure(lambda leaf: leaf[:1], found)).shape[-1]
+        for number, attack in enumerate(self.parts_for(classes).values()):
             if not left.size:
                 break
             part = tf.nest.map_structure(lambda leaf, rows=left: leaf[rows], found)
@@ -117,18 +127,23 @@ class AutoAttack(Attack):
         return tf.nest.map_structure(tf.convert_to_tensor, found)
 
 
-def _parts(version: str, square: Attack, common: dict[str, Any]) -> dict[str, Attack]:
+def _parts(version: str, square: Attack, common: dict[str, Any], classes: int) -> dict[str, Attack]:
+    ratio, name = ("dlr", "apgd-dlr") if classes > 2 else ("margin", "apgd-margin")
     if version == "rand":
         return {
-            f"apgd-{objective}": APGD(objective=objective, eot=20, **common)
-            for objective in ("ce", "dlr")
+            "apgd-ce": APGD(eot=20, **common),
+            name: APGD(objective=ratio, eot=20, **common),
         }
-    targeted: dict[str, Attack] = {"apgd-t": APGDT(**common), "fab-t": FABT(**common)}
+    few = classes < _ENOUGH_CLASSES
+    targeted: dict[str, Attack] = {
+        "apgd-t-margin" if few else "apgd-t": APGDT(objective="margin" if few else "dlr", **common),
+        "fab-t": FABT(**common),
+    }
     if version == "standard":
         return {"apgd-ce": APGD(**common), **targeted, "square": square}
     return {
         "apgd-ce": APGD(restarts=5, **common),
-        "apgd-dlr": APGD(objective="dlr", restarts=5, **common),
+        name: APGD(objective=ratio, restarts=5, **common),
         "fab": FAB(restarts=5, **common),
         "square": square,
         **targeted,

@@ -57,7 +57,9 @@ class Attack:
         bounds: Pair `(low, high)` of the least and greatest legal input; scalars, values a
             channel, or None for no bound.
         seed: Seed of all randomness; the same seed gives the same result.
-        loss: Callable `(y, logits) -> [batch]` to be maximised; None is the cross-entropy.
+        loss: Callable `(y, logits) -> [batch]` to be maximised; None is the cross-entropy. If it
+            has a method `wrong(y, logits)`, bool `[batch]`, that says what a success is, and
+            labels need not be classes.
         backward_slope: Slope, in the backward pass alone, of ReLUs that are off and of what
             max-pooling leaves out, in (0, 1]; None for the plain gradients. `"auto"` looks at the
             gradient first, and takes a slope of 0.05 where most of it is exactly zero, as in a
@@ -75,6 +77,9 @@ class Attack:
 
     needs_gradients = True
     """False for attacks that only look at outputs, and so work on a file or a service."""
+
+    any_loss = False
+    """True for attacks that raise whatever loss they are given; others look at classes."""
 
     converges = False
     """True for attacks that take steps, and that more steps bring closer to a maximum."""
@@ -149,19 +154,24 @@ class Attack:
         x = tf.nest.map_structure(tf.convert_to_tensor, x)
         y = tf.convert_to_tensor(y)
         seed = self._as_seed(seed)
-        is_sparse(y)
+        if not self._judges():
+            is_sparse(y)
         if not tf.executing_eagerly():
             return self._attack(self._problem(model, x, y), seed, self.backward_slope)
         self.check_inputs(x)
         both = self.backward_slope == "auto"
         slope = None if both else self.backward_slope
         compiled = self._compiled(model, x, y, slope)
-        _check_labels(y, compiled.num_classes)
+        if not self._judges():
+            _check_labels(y, compiled.num_classes)
         leaves = compiled.function(tuple(tf.nest.flatten(x)), y, seed)
         found = tf.nest.pack_sequence_as(x, leaves)
         if both and self.needs_gradients and self._looks_twice and self.epsilon.any():
             found = self._looking_again(model, x, y, seed, found)
         return found
+
+    def _judges(self) -> bool:
+        return hasattr(self.loss, "wrong")
 
     def _perturb(self, problem: Problem, seed: tf.Tensor) -> Leaves:
         """Returns the perturbed leaves; the one method a new attack must write.
@@ -200,8 +210,8 @@ class Attack:
             least, greatest = value.min(), value.max()
             if not (np.isfinite(least) and np.isfinite(greatest)):
                 raise ValueError("The inputs of an attack must be finite. Received NaN or inf.")
-            below = low is not None and (value < low - _BOUNDS_SLACK).any()
-            above = high is not None and (value > high + _BOUNDS_SLACK).any()
+            below = low is not None and (value < low - _slack(low)).any()
+            above = high is not None and (value > high + _slack(high)).any()
             if below or above:
                 raise ValueError(
                     f"The inputs span [{least:g}, {greatest:g}] but the bounds are "
@@ -366,6 +376,11 @@ class Attack:
         num_classes = problems[-1].num_classes
         problems.clear()
         return _Compiled(function, num_classes)
+
+
+def _slack(bound: np.ndarray) -> np.ndarray:
+    """Returns by how much float32 inputs may miss a bound that they were computed to meet."""
+    return np.maximum(_BOUNDS_SLACK, 2.0**-22 * np.abs(bound))
 
 
 def _rebuild(cls: type[Attack], config: dict[str, Any]) -> Attack:

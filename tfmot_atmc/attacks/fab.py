@@ -28,7 +28,8 @@ class FAB(Attack):
     run ends when all examples have a point within epsilon.
 
     Args:
-        epsilon: Radius in input units, a scalar.
+        epsilon: Radius in input units, a scalar or, for l-infinity, one value a channel; distances
+            are then measured in these.
         steps: Number of steps, at least 1.
         restarts: Number of starts, the first at the input itself; each takes only the examples
             that are left.
@@ -38,7 +39,7 @@ class FAB(Attack):
         **kwargs: `norm`, `bounds` and `seed`, see `Attack`.
 
     Raises:
-        ValueError: an argument is out of range, or `epsilon` is given by channel.
+        ValueError: an argument is out of range.
 
     Returns, called, a misclassified point within epsilon, or else the input itself.
 
@@ -60,8 +61,6 @@ class FAB(Attack):
         **kwargs: Any,
     ) -> None:
         super().__init__(epsilon=epsilon, **kwargs)
-        if self.epsilon.ndim:
-            raise ValueError(f"FAB takes one `epsilon` for all channels. Received {epsilon!r}.")
         if steps < 1 or restarts < 1:
             raise ValueError(
                 f"`steps` and `restarts` must be at least 1. Received {steps} and {restarts}."
@@ -102,14 +101,16 @@ class FAB(Attack):
         self, problem: Problem, seed: tf.Tensor, moved: tf.Tensor, targets: tf.Tensor | None
     ) -> tuple[Leaves, tf.Tensor]:
         """Returns the result of one run, and where it succeeded."""
-        x = _join(problem.x)
-        low = tf.maximum(_join(problem.lower), -_FAR)
-        high = tf.minimum(_join(problem.upper), _FAR)
-        noise = _join(problem.random_direction(seed)) * (0.5 * float(self.epsilon))
+        unit, speed, epsilon = self._units(problem)
+        still = speed <= 0
+        x = _join(problem.x) / unit
+        low = tf.where(still, x, tf.maximum(_join(problem.lower) / unit, -_FAR))
+        high = tf.where(still, x, tf.minimum(_join(problem.upper) / unit, _FAR))
+        noise = _join(problem.random_direction(seed)) * (0.5 * epsilon)
         start = tf.clip_by_value(x + tf.where(moved, noise, 0.0), low, high)
 
         def step(index: tf.Tensor, point: tf.Tensor, best: tf.Tensor, nearest: tf.Tensor) -> tuple:
-            difference, normal = self._boundary(problem, point, targets)
+            difference, normal = self._boundary(problem, point, unit, speed, targets)
             offset = tf.reduce_sum(normal * point, axis=1) - difference
             here = move_to_hyperplane(point, normal, offset, low, high, self.norm)
             there = move_to_hyperplane(x, normal, offset, low, high, self.norm)
@@ -117,7 +118,7 @@ class FAB(Attack):
             alpha = tf.minimum(a / (a + b), self.alpha_max)[:, None]
             point = (1 - alpha) * (point + self.eta * here) + alpha * (x + self.eta * there)
             point = tf.clip_by_value(point, low, high)
-            logits, _ = problem.evaluate(_split(point, problem.x))
+            logits, _ = problem.evaluate(_split(point * unit, problem.x))
             wrong = problem.succeeded(logits)
             distance = _length(point - x, self.norm)
             closer = wrong & (distance < nearest)
@@ -126,7 +127,6 @@ class FAB(Attack):
             point = tf.where(wrong[:, None], x + self.beta * (point - x), point)
             return index + 1, point, best, nearest
 
-        epsilon = float(self.epsilon)
         state = (tf.constant(0), start, x, tf.fill([tf.shape(x)[0]], np.float32(np.inf)))
         _, _, best, nearest = tf.while_loop(
             lambda index, _, __, nearest: (index < self.steps) & tf.reduce_any(nearest > epsilon),
@@ -135,14 +135,32 @@ class FAB(Attack):
             parallel_iterations=1,
         )
         succeeded = nearest <= epsilon
-        best = tf.where(succeeded[:, None], best, x)
-        return _split(best, problem.x), succeeded
+        found = _split(best * unit, problem.x)
+        if self.epsilon.ndim:  # what the units cost in the last digit
+            reach = [problem.constant(self.epsilon, leaf) for leaf in problem.x]
+            found = [
+                tf.clip_by_value(new, old - size, old + size)
+                for new, old, size in zip(found, problem.x, reach, strict=True)
+            ]
+        return problem.select(succeeded, found, problem.x), succeeded
+
+    def _units(self, problem: Problem) -> tuple[Any, Any, float]:
+        """Returns each entry's unit, what it moves by one (0 where it stays), and the radius."""
+        if not self.epsilon.ndim:
+            return np.float32(1.0), np.float32(1.0), float(self.epsilon)
+        sizes = _join([tf.zeros_like(x) + problem.constant(self.epsilon, x) for x in problem.x])
+        return tf.where(sizes > 0, sizes, 1.0), sizes, 1.0
 
     def _boundary(
-        self, problem: Problem, point: tf.Tensor, targets: tf.Tensor | None
+        self,
+        problem: Problem,
+        point: tf.Tensor,
+        unit: Any,
+        speed: Any,
+        targets: tf.Tensor | None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns another class's logit less the label's, and its gradient `[batch, entries]`."""
-        leaves = _split(point, problem.x)
+        leaves = _split(point * unit, problem.x)
 
         def towards(targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             def difference(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
@@ -150,7 +168,7 @@ class FAB(Attack):
                 return tf.gather(logits, targets, batch_dims=1) - own
 
             _, value, gradients = problem.gradient(leaves, difference)
-            return value, _join(gradients)
+            return value, _join(gradients) * speed
 
         if targets is not None:
             return towards(targets)
@@ -161,8 +179,10 @@ class FAB(Attack):
 
         def compare(index: tf.Tensor, nearest: tf.Tensor, *best: tf.Tensor) -> tuple:
             value, normal = towards(tf.fill(tf.shape(labels), index))
-            distance = tf.abs(value) / tf.maximum(_length(normal, dual), 1e-12)
-            distance = tf.where(labels == index, np.float32(np.inf), distance)
+            length = _length(normal, dual)
+            distance = tf.abs(value) / tf.where(length > 0, length, 1.0)
+            nowhere = (labels == index) | (length <= 0)
+            distance = tf.where(nowhere, np.float32(np.inf), distance)
             closer = distance < nearest
             chosen = tf.where(closer, value, best[0]), tf.where(closer[:, None], normal, best[1])
             return index + 1, tf.minimum(distance, nearest), *chosen

@@ -36,6 +36,8 @@ class FGSM(Attack):
     array([[0.25, 0.5 ]], dtype=float32)
     """
 
+    any_loss = True
+
     def __init__(
         self,
         *,

@@ -95,5 +95,5 @@ def _need(logits: tf.Tensor, number: int, what: str) -> None:
     if logits.shape[-1] is not None and logits.shape[-1] < number:
         raise ValueError(
             f"{what} needs at least {number} classes. The model has {logits.shape[-1]}; use "
-            "objective='ce'."
+            "objective='margin'."
         )

@@ -38,6 +38,8 @@ class MIFGSM(Attack):
     array([[0.25, 0.5 ]], dtype=float32)
     """
 
+    any_loss = True
+
     converges = True
 
     def __init__(
@@ -74,11 +76,8 @@ class MIFGSM(Attack):
     def _perturb(self, problem: Problem, seed: tf.Tensor) -> Leaves:
         def step(leaves: Leaves, momentum: Leaves) -> tuple[Leaves, Leaves]:
             _, _, gradients = problem.gradient(leaves)
-            length = tf.maximum(problem.lengths(gradients, "l1"), 1e-12)
-            momentum = [
-                self.decay * m + g / tf.cast(problem.column(length, g), g.dtype)
-                for m, g in zip(momentum, gradients, strict=True)
-            ]
+            directions = problem.unit(gradients, "l1")
+            momentum = [self.decay * m + g for m, g in zip(momentum, directions, strict=True)]
             return problem.step(leaves, momentum, self.step_size), momentum
 
         start = (list(problem.x), [tf.zeros_like(leaf) for leaf in problem.x])

@@ -64,6 +64,8 @@ class PGD(Attack):
     array([[0.25, 0.5 ]], dtype=float32)
     """
 
+    any_loss = True
+
     converges = True
 
     def __init__(

@@ -42,7 +42,8 @@ class Problem:
         y: Labels, see `cross_entropy`; with `targeted` the classes wanted.
         epsilon: float64 array, scalar or `[channels]`, in input units; infinite for no ball.
         bounds: Pair of such arrays or None, the least and greatest legal input.
-        loss: Callable `(y, logits) -> [batch]`.
+        loss: Callable `(y, logits) -> [batch]`; a `wrong(y, logits)` of it, bool `[batch]`, says
+            what a success is, and then `y` need not be classes.
         norm: `"linf"` or `"l2"`.
         targeted: Minimise the loss, and succeed where the prediction is `y`.
 
@@ -231,8 +232,7 @@ class Problem:
         """Returns noise of norm one: uniform noise for l-infinity, a uniform direction for l2."""
         draw = self._uniform if self.norm == "linf" else self._gaussian
         noise = [draw(leaf, fold_in(seed, index)) for index, leaf in enumerate(self.x)]
-        length = tf.maximum(self.lengths(noise), 1e-12)
-        return [n / tf.cast(self.column(length, n), n.dtype) for n in noise]
+        return self.unit(noise)
 
     def gaussian(self, seed: tf.Tensor) -> Leaves:
         """Returns standard normal noise of the leaves' shapes."""
@@ -265,7 +265,7 @@ class Problem:
         """
         logits = self._logits_fn(self.pack(leaves))
         self.num_classes = logits.shape[-1]
-        if not is_sparse(self.y) and self.num_classes not in (None, self.y.shape[-1]):
+        if not self._judges() and self.num_classes not in (None, self._columns()):
             raise ValueError(
                 f"The labels have {self.y.shape[-1]} columns but the model has "
                 f"{self.num_classes} classes."
@@ -274,11 +274,16 @@ class Problem:
         return logits, -value if self._targeted else value
 
     def gradient(
-        self, leaves: Sequence[tf.Tensor], loss: Loss | None = None
+        self, leaves: Sequence[tf.Tensor], loss: Loss | None = None, finite: bool = True
     ) -> tuple[tf.Tensor, tf.Tensor, Leaves]:
         """Returns `(logits, loss, gradients)`, the gradients of each example's own loss.
 
         Only the inputs are watched: asking for weight gradients as well would cost a third more.
+
+        Args:
+            leaves: The point.
+            loss: Another loss to maximise than the attack's.
+            finite: Make zero of NaNs, and the largest number of infinity.
         """
         if self.slope is None:
             leaves = list(leaves)
@@ -299,6 +304,7 @@ class Problem:
             tf.zeros_like(leaf) if gradient is None else gradient
             for gradient, leaf in zip(gradients, leaves, strict=True)
         ]
+        gradients = [_finite(gradient) for gradient in gradients] if finite else gradients
         return logits, value, gradients
 
     def step(
@@ -327,13 +333,43 @@ class Problem:
         """Returns the directions of steepest ascent: the sign, or for l2 the unit gradient."""
         if self.norm == "linf":
             return [tf.sign(gradient) for gradient in gradients]
-        length = tf.maximum(self.lengths(gradients), 1e-12)
-        return [g / tf.cast(self.column(length, g), g.dtype) for g in gradients]
+        return self.unit(gradients)
+
+    def unit(self, leaves: Sequence[tf.Tensor], norm: str | None = None) -> Leaves:
+        """Returns the directions of length one, however short they are; zero stays zero.
+
+        Args:
+            leaves: Tensors of the leaves' shapes.
+            norm: As in `lengths`.
+        """
+        # By the largest entry first: the square of a tiny gradient is zero.
+        for each in ("linf", norm or self.norm):
+            length = self.lengths(leaves, each)
+            length = tf.where(length > 0, length, 1.0)
+            leaves = [leaf / tf.cast(self.column(length, leaf), leaf.dtype) for leaf in leaves]
+        return list(leaves)
 
     def succeeded(self, logits: tf.Tensor) -> tf.Tensor:
         """Returns a bool tensor `[batch]`: misclassified, or with `targeted` the class wanted."""
-        wrong = tf.not_equal(tf.argmax(logits, axis=-1, output_type=tf.int64), hard_labels(self.y))
+        if self._judges():
+            wrong = self._loss.wrong(self.y, logits)  # type: ignore[attr-defined]
+        else:
+            predicted = tf.argmax(logits, axis=-1, output_type=tf.int64)
+            wrong = tf.not_equal(predicted, hard_labels(self.y))
         return ~wrong if self._targeted else wrong
+
+    def _judges(self) -> bool:
+        return hasattr(self._loss, "wrong")
+
+    def _columns(self) -> int | None:
+        return self.num_classes if is_sparse(self.y) else self.y.shape[-1]
+
+
+def _finite(gradient: tf.Tensor) -> tf.Tensor:
+    """Returns a gradient by which one can go: no direction where it is NaN, a long way for inf."""
+    largest = gradient.dtype.max
+    gradient = tf.where(tf.math.is_nan(gradient), tf.zeros_like(gradient), gradient)
+    return tf.clip_by_value(gradient, -largest, largest)
 
 
 def _gather(tensor: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:

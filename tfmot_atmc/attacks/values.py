@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Bounds", "ordered_bounds", "per_channel", "plain", "radius"]
+__all__ = ["Bounds", "ordered_bounds", "out_of_scale", "per_channel", "plain", "radius"]
 
 Bounds = tuple[np.ndarray | None, np.ndarray | None]
+
+# Half of the range makes every image the same grey; a thousandth is below what a pixel stores.
+_LARGEST, _SMALLEST = 0.5, 1e-3
 
 
 def per_channel(value: Any, name: str) -> np.ndarray:
@@ -53,6 +56,30 @@ def ordered_bounds(bounds: Any) -> Bounds:
     if low is not None and high is not None and not (low < high).all():
         raise ValueError(f"`bounds` must have low < high. Received {bounds!r}.")
     return low, high
+
+
+def out_of_scale(epsilon: np.ndarray, reach: float) -> str | None:
+    """Tells of a radius that seems to be in other units than the inputs; None where it fits.
+
+    Args:
+        epsilon: Radius; 0 and infinity are meant so.
+        reach: Largest possible distance of two inputs, in the attack's norm.
+
+    Example:
+    >>> out_of_scale(np.array(8.0), 1.0).split(" for ")[0]
+    'epsilon 8 allows any image, or nearly,'
+    """
+    largest = float(np.max(epsilon))
+    if not np.isfinite(largest) or largest <= 0 or reach <= 0:
+        return None
+    if _SMALLEST * reach <= largest < _LARGEST * reach:
+        return None
+    large = largest >= _LARGEST * reach
+    what = "allows any image, or nearly," if large else "changes next to nothing"
+    return (
+        f"epsilon {largest:g} {what} for inputs that are at most {reach:g} apart. It is meant in "
+        "the units of the inputs: 8/255 for pixels in [0, 1], 8 for pixels in 0..255."
+    )
 
 
 def plain(value: np.ndarray | None) -> Any:

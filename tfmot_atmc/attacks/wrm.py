@@ -37,6 +37,8 @@ class WRM(Attack):
     array([[0.442, 0.5  ]], dtype=float32)
     """
 
+    any_loss = True
+
     converges = True
     _without = ("epsilon", "norm", "targeted")
 

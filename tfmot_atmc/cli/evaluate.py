@@ -63,6 +63,7 @@ def run(values: flags.FlagValues, operands: list[str], console: Console) -> None
         batch_size=values.batch_size,
         seed=values.seed,
         checks=values.checks,
+        second_opinion=values.second_opinion,
         state=values.state,
         verbose=int(console.is_terminal),
     )
@@ -122,6 +123,7 @@ def _show_curve(
         batch_size=values.batch_size,
         seed=values.seed,
         checks=values.checks,
+        second_opinion=values.second_opinion,
         verbose=int(console.is_terminal),
         **where,
     )

@@ -43,6 +43,9 @@ def evaluate(values: flags.FlagValues) -> None:
     _whole(values, "batch_size", 250, "Examples attacked at once.", least=1)
     _whole(values, "seed", 0, "Seed of the attacks.")
     flags.DEFINE_bool("checks", True, "Look for signs of fake robustness.", **at)
+    flags.DEFINE_bool(
+        "second_opinion", True, "With the checks: run stronger attacks on a sample.", **at
+    )
     flags.DEFINE_string("state", None, "File from which a stopped run goes on.", **at)
     flags.DEFINE_enum(
         "curve",

@@ -7,12 +7,15 @@ import contextlib
 import inspect
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from tfmot_atmc import attacks, methods
+from tfmot_atmc.attacks.values import out_of_scale
 from tfmot_atmc.compression.budget import plan_budget
 from tfmot_atmc.compression.continuing import continue_from, factors_of
 from tfmot_atmc.compression.model import CompressedModel
@@ -86,6 +89,7 @@ def compress(
     arguments, attack_arguments = _sorted_out(method, attack, arguments)
     if attack_arguments:
         attack = attacks.get(attack, **attack_arguments)
+    _remark_on_scale(attack, validation_attack)
     if isinstance(to_compress, (list, tuple)):
         return type(to_compress)(
             layer if _is_weightless(layer) else _mark(layer) for layer in to_compress
@@ -120,6 +124,17 @@ def compress(
     if factors is not None:
         continue_from(compressed, factors)
     return compressed
+
+
+def _remark_on_scale(*given: Any) -> None:
+    """Warns of an epsilon in other units than the bounds of the inputs."""
+    for attack in given:
+        low, high = attack.bounds if isinstance(attack, attacks.Attack) else (None, None)
+        if low is None or high is None or attack.norm != "linf":
+            continue
+        remark = out_of_scale(attack.epsilon, float(np.max(high - low)))
+        if remark is not None:
+            warnings.warn(f"{type(attack).__name__}: {remark}", stacklevel=3)
 
 
 def _sorted_out(

@@ -11,18 +11,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmot_atmc import attacks, methods
-from tfmot_atmc.compression.finish import remembered_data
-from tfmot_atmc.compression.labels import (
-    attack_target,
+from tfmot_atmc import attacks, methods, tasks
+from tfmot_atmc.compression.attacked import (
+    adversarial,
     bounds_message,
-    check_loss,
     choose_monitor_modes,
-    correct_predictions,
     part_of_the_way,
     reported_metrics,
+    task,
+    uncounted,
     within_bounds,
 )
+from tfmot_atmc.compression.finish import remembered_data
 from tfmot_atmc.compression.report import CompressionReport, compression_report
 from tfmot_atmc.compression.step import check_distributed, descend, forward, weight_gradients
 from tfmot_atmc.compression.wrapping import (
@@ -55,6 +55,7 @@ class CompressedModel(BuiltFromOwnBatch, keras.Model):
     `evaluate` and validation report the compiled metrics on clean inputs, and `robust_loss` and,
     for classifiers, `robust_accuracy` on inputs attacked by `validation_attack`. Like `predict`
     they look at the model with its final budget, so the best checkpoint is the best to strip.
+    Losses are means over examples, as Keras reports them.
 
     Args:
         model: a built Keras model, which is changed in place: its kernels are replaced.
@@ -96,6 +97,7 @@ class CompressedModel(BuiltFromOwnBatch, keras.Model):
             self.validation_attack = attacks.get(validation_attack)
         else:
             self.validation_attack = self.attack and self.attack.for_validation()
+        tasks.check_attack(self.attack, self.validation_attack)
         self.objective = get_objective(objective or self.method.objective or "adversarial")
         self.attack_warmup = int(attack_warmup)
         self.seed = int(seed)
@@ -247,22 +249,21 @@ class CompressedModel(BuiltFromOwnBatch, keras.Model):
 
     def _attacked(self, attack: attacks.Attack, x: Any, y: Any, salt: int) -> Any:
         step = distribution.own_step(tf.cast(self._step, tf.int64))
-        stream = tf.stack([tf.constant(self.seed + salt, tf.int64), step])
-        attack, target = attack_target(
-            attack, lambda inputs: self.model(inputs, training=False), self.loss
-        )
-        return attack.inputs(attack(target, x, y, seed=stream))
+        seed = tf.constant(self.seed + salt, tf.int64)
+        return adversarial(self, attack, x, y, tf.stack([seed, step]))
 
     def train_step(self, data: Any) -> dict[str, Any]:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         check_distributed(self.optimizer, self.attack)
         raw = x if self.attack is None else within_bounds(self.attack, x)
         x = raw if self.attack is None else self.attack.inputs(raw, training=True)
+        losses: dict[int, tuple] = {}  # each with the penalties of its own pass
 
         def loss_of(targets: Any, outputs: Any) -> tf.Tensor:
-            check_loss(self.loss, outputs)
+            tasks.check_loss(self.loss, outputs)
             loss = self.compute_loss(x, targets, outputs, sample_weight, training=True)
-            return distribution.undivided(loss)
+            losses[id(outputs)] = distribution.undivided(loss), outputs
+            return losses[id(outputs)][0]
 
         share, before = distribution.share_of_batch(x), layer_state(self.model)
         place_randomness(self.model, distribution.own_step(tf.convert_to_tensor(self._step.value)))
@@ -273,25 +274,22 @@ class CompressedModel(BuiltFromOwnBatch, keras.Model):
                     with tape.stop_recording():
                         x_adversarial = self._warmed(x, self._attacked(self.attack, raw, y, salt=0))
                 result = self.objective(forward(self), loss_of, x, x_adversarial, y)
-                clean = result.clean_outputs
-                if clean is None:
-                    with tape.stop_recording():
-                        clean = self.model(x, training=False)
+                clean, attacked = result.clean_outputs, result.adversarial_outputs
+                with tape.stop_recording():
+                    if attacked is not None and id(attacked) not in losses:
+                        loss_of(y, attacked)
+                    clean = self.model(x, training=False) if clean is None else clean
             moment = self._moment()
             penalties = [constraint.penalty(moment) for constraint in self.constraints]
             total = tf.add_n([result.loss, *[p for p in penalties if p is not None]])
             scaled = self.optimizer.scale_loss(total)
         gradients = weight_gradients(self, tape, scaled)
         total = descend(self, gradients, total, before, share)
-        robust: set[str] = set()
-        if self.attack is not None and result.adversarial_outputs is not None:
-            robust_loss = loss_of(y, result.adversarial_outputs)
-            robust = self._update_robust(y, result.adversarial_outputs, robust_loss, share)
-        loss_tracker(self).update_state(total)
-        return self._reported(self.compute_metrics(x, y, clean, sample_weight), robust)
-
-    def _reported(self, results: dict[str, Any], robust: set[str]) -> dict[str, Any]:
-        return distribution.reported(reported_metrics(results, robust))
+        robust = set[str]()
+        if self.attack is not None and attacked is not None:
+            robust = self._update_robust(x, y, attacked, losses[id(attacked)][0])
+        loss_tracker(self).update_state(total, distribution.examples(x))
+        return reported_metrics(self.compute_metrics(x, y, clean, sample_weight), robust)
 
     def _warmed(self, x: Any, x_adversarial: Any) -> Any:
         if not self.attack_warmup:
@@ -305,16 +303,16 @@ class CompressedModel(BuiltFromOwnBatch, keras.Model):
         x = x if attack is None else within_bounds(attack, x)
         with composed_kernels(self.kernels, self._deployed()):
             outputs = self.model(x, training=False)
-            check_loss(self.loss, outputs)
-            loss = self._loss_in_test(x, y, outputs, sample_weight)
-            share, reported = distribution.share_of_batch(x), set[str]()
+            tasks.check_loss(self.loss, outputs)
+            loss, reported = self._loss_in_test(x, y, outputs, sample_weight), set[str]()
             if attack is not None:
                 attacked = self._attacked(attack, x, y, salt=1)
                 robust = self.model(attacked, training=False)
-                robust_loss = self._loss_in_test(x, y, robust, sample_weight)
-                reported = self._update_robust(y, robust, robust_loss, share)
-        loss_tracker(self).update_state(loss, share)
-        return self._reported(self.compute_metrics(x, y, outputs, sample_weight), reported)
+                with uncounted(self):
+                    robust_loss = self._loss_in_test(x, y, robust, sample_weight)
+                reported = self._update_robust(x, y, robust, robust_loss)
+        loss_tracker(self).update_state(loss, distribution.examples(x))
+        return reported_metrics(self.compute_metrics(x, y, outputs, sample_weight), reported)
 
     def _loss_in_test(self, x: Any, y: Any, outputs: Any, sample_weight: Any) -> tf.Tensor:
         loss = self.compute_loss(x, y, outputs, sample_weight, training=False)
@@ -325,10 +323,10 @@ class CompressedModel(BuiltFromOwnBatch, keras.Model):
         with composed_kernels(self.kernels, self._deployed()):
             return self.model(x, training=False)
 
-    def _update_robust(self, y: Any, outputs: Any, loss: tf.Tensor, share: Any) -> set[str]:
+    def _update_robust(self, x: Any, y: Any, outputs: Any, loss: tf.Tensor) -> set[str]:
         """Updates the robust metrics; returns the names of those that make sense here."""
-        self._robust_loss.update_state(loss, share)
-        correct = correct_predictions(self.loss, y, outputs)
+        self._robust_loss.update_state(loss, distribution.examples(x))
+        correct = task(self, y, outputs).correct(y, outputs)
         if correct is None:
             return {"robust_loss"}
         self._robust_accuracy.update_state(correct)

@@ -1,169 +1,158 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signs of robustness that is not there: masked gradients, random outputs, attacks too weak."""
+"""Signs of robustness that is not there: attacks too weak, aimed the wrong way, or out of scale."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfmot_atmc.attacks import PGD, Attack, Problem, looks_like_probabilities
+from tfmot_atmc.attacks import PGD, Attack
 from tfmot_atmc.attacks.outputs import cross_entropy, logits_function
-from tfmot_atmc.evaluation.report import ClassResult, wilson_interval
-from tfmot_atmc.evaluation.targets import Target
-from tfmot_atmc.slimming.dead import constant_output
+from tfmot_atmc.attacks.values import out_of_scale
+from tfmot_atmc.evaluation.model_checks import (
+    BEFORE,
+    NotRun,
+    coarse_outputs,
+    other_than_source,
+)
+from tfmot_atmc.evaluation.report import NOT_RUN, PASSED, ClassResult, wilson_interval
+from tfmot_atmc.evaluation.sample import Sample, rows_of
 
 __all__ = [
-    "BEFORE",
-    "Sample",
+    "above_chance",
     "beyond_gradients",
     "black_box_stronger",
+    "epsilon_out_of_scale",
     "given_up",
+    "lowers_the_loss",
     "one_answer",
-    "probabilities",
-    "random_outputs",
     "run_checks",
-    "same_outputs",
+    "said",
     "steps_too_few",
-    "take_sample",
     "unbounded",
-    "zero_gradients",
 ]
 
-# Above this share of examples without any gradient, gradient attacks are half blind.
-_ZERO_GRADIENTS = 0.01
-# What a black-box attack may find that attacks with gradients did not, as a share of all examples.
-_BLACK_BOX = 0.002
+# What a black-box attack may find that attacks with gradients did not, as a share of all examples:
+# the most seen of honest networks (a twentieth) is no sign that gradients mislead.
+_BLACK_BOX = 0.05
 # A class is given up when its clean accuracy is surely below this share of that of all examples, or
 # when none of so many of its examples is right, however bad the others are.
 _GIVEN_UP = 1 / 3
 _NONE_OF = 10
-# Two passes over the same input may differ by rounding.
-_SAME_OUTPUT = 1e-4
+# Attacks that are run as a check look at so many examples.
 _EXAMPLES = 32
 # Of many classes only the first are named.
 _LISTED = 10
+# Inputs that fill less than this share of the bounds were scaled otherwise than the bounds.
+_FILLED = 0.05
 
 
-class Sample(NamedTuple):
-    """What the checks look at.
-
-    Attributes:
-        victim: The target.
-        source: The model that gradients are taken of; None if there is none.
-        source_name: Its name.
-        x: Nest of a few clean inputs.
-        y: Their class indices, `[batch]`.
-        right: Which of them the target gets right, bool `[batch]`.
-        logits: Outputs of the source, `[batch, classes]`; None without a source.
-        gradients: Input gradients of its cross-entropy, `[batch, entries]`; None without a source.
-    """
-
-    victim: Target
-    source: Callable[..., Any] | None
-    source_name: str
-    x: Any
-    y: np.ndarray
-    right: np.ndarray
-    logits: np.ndarray | None
-    gradients: np.ndarray | None
-
-
-def take_sample(victim: Target, source: Target, x: Any, y: np.ndarray, right: np.ndarray) -> Sample:
-    """Returns the sample for the checks: the first examples of the first batch.
-
-    Raises:
-        ValueError: no gradient can be taken through the source.
-    """
-    few = tf.nest.map_structure(lambda leaf: leaf[:_EXAMPLES], x)
-    logits = gradients = None
-    if source.model is not None:
-        logits, gradients = _look(source.model, source.name, few, y[:_EXAMPLES])
-    few_right = right[:_EXAMPLES]
-    return Sample(
-        victim, source.model, source.name, few, y[:_EXAMPLES], few_right, logits, gradients
-    )
-
-
-def probabilities(sample: Sample) -> str | None:
-    """Flags outputs that are probabilities, whose gradients vanish where they saturate."""
-    if sample.logits is None or not looks_like_probabilities(sample.logits):
-        return None
-    return (
-        f"{sample.source_name} returns probabilities and its logits were not found: gradients "
-        "through a saturated softmax vanish, so robustness is overstated."
-    )
-
-
-def zero_gradients(sample: Sample) -> str | None:
-    """Flags examples whose input gradient is exactly zero."""
-    if sample.gradients is None:
-        return None
-    zero = float(np.mean((sample.gradients == 0).all(axis=1)))
-    if zero <= _ZERO_GRADIENTS:
-        return None
-    return (
-        f"The input gradient is exactly zero for {zero:.1%} of {len(sample.y)} examples: gradients "
-        "are masked or the logits are saturated, so robustness is overstated."
-    )
-
-
-def random_outputs(sample: Sample) -> str | None:
-    """Flags a target that answers the same input differently."""
-    first, second = (sample.victim.predict(sample.x) for _ in range(2))
-    change = float(np.nanmax(np.abs(first - second))) if first.size else 0.0
-    if change <= _SAME_OUTPUT:
-        return None
-    return (
-        f"{sample.victim.name} is random: two passes over the same inputs differ by {change:.2g}. "
-        "Attack the average: AutoAttack(version='rand'), or APGD with `eot`."
-    )
-
-
-def same_outputs(sample: Sample) -> str | None:
-    """Flags a target that answers the same to every input."""
-    inputs = [np.asarray(leaf) for leaf in tf.nest.flatten(sample.x)]
-    if constant_output(inputs) or not constant_output([sample.victim.predict(sample.x)]):
-        return None
-    return (
-        f"{sample.victim.name} returns the same for each of {len(sample.y)} different inputs: its "
-        "output is constant, and no attack can change it. Train again, with a higher `ratio` or "
-        "budgets of layers."
-    )
-
-
-BEFORE: dict[str, Callable[[Sample], str | None]] = {
-    "outputs depend on the input": same_outputs,
-    "outputs are logits": probabilities,
-    "gradients are not zero": zero_gradients,
-    "outputs are deterministic": random_outputs,
-}
-"""Checks of a model by name; each returns None or what is wrong. A new one is a new entry."""
+def said(check: Callable[..., str | None], *arguments: Any) -> str:
+    """Returns what a check says: that it passed, why it did not run, or what is wrong."""
+    try:
+        return check(*arguments) or PASSED
+    except NotRun as reason:
+        return f"{NOT_RUN}{reason}"
 
 
 def run_checks(sample: Sample, attacks: dict[str, Attack]) -> dict[str, str]:
-    """Returns what each check of the model and of the attacks says: `"passed"` or what is wrong.
+    """Returns what each check of the model and of the attacks says.
+
+    `"passed"`, `"not run: "` and the reason, or what is wrong.
 
     Args:
         sample: A few examples.
         attacks: The attacks of the evaluation, by name.
     """
-    found = {name: check(sample) or "passed" for name, check in BEFORE.items()}
-    white = [(name, a) for name, a in attacks.items() if a.needs_gradients]
+    found = {name: said(check, sample) for name, check in BEFORE.items()}
+    found["epsilon fits the inputs"] = said(epsilon_out_of_scale, sample, attacks)
+    if sample.rival is not None:
+        found["source is the target's twin"] = said(other_than_source, sample)
+    blind = [attack for attack in attacks.values() if not attack.needs_gradients]
+    if len(blind) == len(attacks):
+        found["outputs are fine enough"] = said(coarse_outputs, sample, blind[0])
+    white = {name: attack for name, attack in attacks.items() if attack.needs_gradients}
     if sample.source is None or not white:
         return found
-    found["unbounded attacks succeed"] = unbounded(sample, white[0][1]) or "passed"
+    own = {name: attack for name, attack in white.items() if attack.loss is not None}
+    if own:
+        found["attacks raise the loss"] = said(lowers_the_loss, sample, own)
+    found["unbounded attacks succeed"] = said(unbounded, sample, next(iter(white.values())))
     longest: dict[type, tuple[str, Attack]] = {}
-    for name, attack in white:
+    for name, attack in white.items():
         kept = longest.get(_family(attack))
         if attack.converges and (kept is None or _steps(attack) > _steps(kept[1])):
             longest[_family(attack)] = name, attack
     if longest:
-        said = [steps_too_few(sample, name, attack) for name, attack in longest.values()]
-        found["attacks take enough steps"] = " ".join(filter(None, said)) or "passed"
+        found["attacks take enough steps"] = _all(
+            [said(steps_too_few, sample, name, attack) for name, attack in longest.values()]
+        )
     return found
+
+
+def _all(verdicts: list[str]) -> str:
+    """Returns one verdict of several: what is wrong, or why one did not run, or that all passed."""
+    wrong = [text for text in verdicts if text != PASSED and not text.startswith(NOT_RUN)]
+    missing = [text for text in verdicts if text.startswith(NOT_RUN)]
+    return " ".join(wrong) or next(iter(missing), PASSED)
+
+
+def epsilon_out_of_scale(sample: Sample, attacks: dict[str, Attack]) -> str | None:
+    """Flags an epsilon in other units than the inputs, and bounds in others.
+
+    Args:
+        sample: Examples.
+        attacks: The attacks by name.
+    """
+    leaves = [np.asarray(leaf) for leaf in tf.nest.flatten(sample.x)]
+    leaves = [leaf for leaf in leaves if tf.as_dtype(leaf.dtype).is_floating]
+    least, greatest = (float(f([f(leaf) for leaf in leaves])) for f in (np.min, np.max))
+    judged = False
+    for name, attack in attacks.items():
+        largest = float(np.max(attack.epsilon))
+        if not np.isfinite(largest) or largest <= 0:
+            continue
+        judged = True
+        low, high = (None if end is None else np.asarray(end) for end in attack.bounds)
+        bounded = low is not None and high is not None
+        reach = float(np.max(high - low)) if bounded else greatest - least  # type: ignore[operator]
+        if reach <= 0:
+            raise NotRun("all inputs are equal")
+        if bounded and greatest - least < _FILLED * reach:
+            return (
+                f"The inputs span [{least:g}, {greatest:g}], a small part of the bounds of {name}, "
+                f"{attack.get_config()['bounds']}: inputs and bounds seem to be in other units."
+            )
+        entries = sum(leaf[0].size for leaf in leaves)
+        length = reach * (np.sqrt(entries) if attack.norm == "l2" else 1.0)
+        remark = out_of_scale(attack.epsilon, length)
+        if remark is not None:
+            return f"{name}: {remark}"
+    if not judged:
+        raise NotRun("no attack has an epsilon above 0")
+    return None
+
+
+def lowers_the_loss(sample: Sample, attacks: dict[str, Attack]) -> str | None:
+    """Flags an attack whose own loss leads to the right answer, such as one of the wrong sign.
+
+    Args:
+        sample: Examples.
+        attacks: Attacks with a loss of their own, by name.
+    """
+    before = _clean_loss(sample)
+    for name, attack in attacks.items():
+        right, losses = _under(sample, attack)
+        if attack.epsilon.any() and right.all() and float(losses.mean()) < before:
+            return (
+                f"{name} lowers the cross-entropy, from {before:.3g} to {losses.mean():.3g} on "
+                f"{len(losses)} examples, and breaks none: its loss has the wrong sign. An attack "
+                "raises the `loss` that it is given."
+            )
+    return None
 
 
 def _family(attack: Attack) -> type:
@@ -179,16 +168,17 @@ def _steps(attack: Attack) -> int:
 def unbounded(sample: Sample, attack: Attack) -> str | None:
     """Flags a model that stays right under perturbations of any size within the bounds."""
     low, high = attack.bounds
-    if low is None or high is None or not sample.right.any():
-        return None
+    if low is None or high is None:
+        raise NotRun("the attack has no bounds")
     reach = float(np.max(high - low))
     strong = PGD(epsilon=reach, steps=20, step_size=reach / 8, bounds=attack.bounds, unroll=False)
-    accuracy = float(_under(sample, strong)[0].mean())
+    right = _under(sample, strong)[0]
+    accuracy = float(right.mean())
     chance = 1.0 / sample.logits.shape[1] if sample.logits is not None else 0.5
     if accuracy <= chance + 0.1:
         return None
     return (
-        f"{accuracy:.0%} of {int(sample.right.sum())} examples stay right under PGD with epsilon "
+        f"{accuracy:.0%} of {len(right)} examples stay right under PGD with epsilon "
         f"{reach:g}, which allows any image: gradients do not lead the attack. Run an attack "
         "without gradients, such as Square or AutoAttack."
     )
@@ -200,8 +190,8 @@ def steps_too_few(sample: Sample, name: str, attack: Attack) -> str | None:
     The loss is the cross-entropy on what neither run breaks: some attacks end where they succeed.
     """
     runs = [attack.lengthened(times) for times in (1, 2)]
-    if not sample.right.any() or not attack.epsilon.any() or None in runs:
-        return None
+    if not attack.epsilon.any() or None in runs:
+        raise NotRun(f"{name} takes no steps that could be doubled")
     (right, loss), (still, higher) = (_under(sample, run) for run in runs if run is not None)
     both, once, twice = right & still, float(right.mean()), float(still.mean())
     before, after = (float(values[both].mean()) if both.any() else 0.0 for values in (loss, higher))
@@ -245,7 +235,7 @@ def black_box_stronger(beyond: dict[str, int], n: int, source: str | None = None
             the target itself.
     """
     for name, count in beyond.items():
-        if count <= _BLACK_BOX * n:
+        if count <= max(_BLACK_BOX * n, 1):
             continue
         broke = f"{name}, which sees outputs only, broke {count} examples that the attacks "
         if source is None:
@@ -301,45 +291,44 @@ def one_answer(name: str, classes: dict[int, ClassResult]) -> str | None:
     return f"{name} answers class {right[0]} to all of {n} examples: its answer is constant."
 
 
+def above_chance(name: str, clean: int, n: int, classes: int) -> str | None:
+    """Flags a target that is right less often than by guessing.
+
+    Args:
+        name: Name of the target.
+        clean: Examples that it gets right as given.
+        n: All examples.
+        classes: Number of classes.
+    """
+    if wilson_interval(clean, n)[1] >= 1 / classes:
+        return None
+    return (
+        f"{name} is right on {clean / n:.1%} of the clean examples, less than by guessing one of "
+        f"{classes} classes: the labels seem to be numbered otherwise than the outputs, such as "
+        "shifted by one."
+    )
+
+
+def _right_rows(sample: Sample) -> np.ndarray:
+    rows = np.flatnonzero(sample.right)[:_EXAMPLES]
+    if not rows.size:
+        raise NotRun(f"none of {len(sample.y)} examples is right as given")
+    return rows
+
+
+def _clean_loss(sample: Sample) -> float:
+    rows = _right_rows(sample)
+    x, y = tf.nest.map_structure(tf.convert_to_tensor, sample.rows(rows))
+    model: Any = sample.source
+    return float(tf.reduce_mean(cross_entropy(y, logits_function(model)(x))))
+
+
 def _under(sample: Sample, attack: Attack) -> tuple[np.ndarray, np.ndarray]:
     """Returns where the source stays right on its right examples, attacked, and their losses."""
-    rows = np.flatnonzero(sample.right)
-    x = tf.nest.map_structure(lambda leaf: leaf[rows], sample.x)
-    y = sample.y[rows]
+    rows = _right_rows(sample)
+    x, y = rows_of(sample.x, rows), sample.y[rows]
     model: Any = sample.source
     adversarial = attack(model, x, y)
     logits = logits_function(model)(adversarial)
     loss = cross_entropy(tf.convert_to_tensor(y), logits)
     return np.argmax(logits, axis=1) == y, np.asarray(loss)
-
-
-def _look(
-    model: Callable[..., Any], name: str, x: Any, y: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns outputs and input gradients."""
-
-    def probe(inputs: Any, labels: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        problem = Problem(
-            logits_function(model),
-            inputs,
-            labels,
-            epsilon=np.array(0.0),
-            bounds=(None, None),
-            loss=cross_entropy,
-        )
-        logits, _, gradients = problem.gradient(problem.x)
-        return logits, gradients
-
-    inputs = tf.nest.map_structure(tf.convert_to_tensor, x), tf.convert_to_tensor(y)
-    try:
-        function = tf.function(probe, autograph=False).get_concrete_function(*inputs)
-        logits, gradients = function(*inputs)
-    except Exception as error:
-        raise ValueError(
-            f"No input gradient could be taken through {name}: {error}\n"
-            "Pass `source=` a differentiable model (a Keras model or a TensorFlow function "
-            "returning logits) to make the adversarial examples on, or give attacks that need no "
-            "gradients, such as Square."
-        ) from error
-    flat = [np.asarray(gradient).reshape(len(y), -1) for gradient in gradients]
-    return np.asarray(logits), np.concatenate(flat, axis=1)

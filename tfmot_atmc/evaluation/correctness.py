@@ -46,7 +46,7 @@ def check_ball(name: str, attack: Attack, clean: Any, adversarial: Any) -> None:
         clean: Nest of clean inputs.
         adversarial: Nest of what the attack made of them.
     """
-    low, high = attack.bounds
+    low, high = attack.bounds  # compared as the inputs' dtype holds them
     if attack.norm == "l2":
         _check_length(name, attack, clean, adversarial)
     for old, new in zip(tf.nest.flatten(clean), tf.nest.flatten(adversarial), strict=True):
@@ -58,8 +58,8 @@ def check_ball(name: str, attack: Attack, clean: Any, adversarial: Any) -> None:
         outside = (
             not np.isfinite(change).all()
             or (attack.norm == "linf" and (change > attack.epsilon * (1 + 1e-6) + slack).any())
-            or (low is not None and (new < np.minimum(low, old)).any())
-            or (high is not None and (new > np.maximum(high, old)).any())
+            or (low is not None and (new < np.minimum(low.astype(new.dtype), old)).any())
+            or (high is not None and (new > np.maximum(high.astype(new.dtype), old)).any())
         )
         if outside:
             raise RuntimeError(

@@ -11,22 +11,41 @@ import numpy as np
 import tensorflow as tf
 from rich import progress as rich_progress
 
+from tfmot_atmc.tasks import class_labels
+
 __all__ = ["batches", "progress"]
 
 
 def batches(
-    data: Any, batch_size: int, max_examples: int | None
+    data: Any, batch_size: int, max_examples: int | None, columns: int | None = None
 ) -> Iterator[tuple[Any, np.ndarray]]:
-    """Yields batches of NumPy inputs and int64 class indices."""
+    """Yields batches of NumPy inputs and int64 class indices.
+
+    Args:
+        data: Pair of arrays, or a batched dataset of pairs.
+        batch_size: Examples of a batch, of arrays.
+        max_examples: How many at most; None for all.
+        columns: Outputs of the model an example, see `tasks.class_labels`.
+
+    Raises:
+        ValueError: the data are no pairs with one class an example, or have no end.
+    """
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1. Received {batch_size}.")
+    endless = isinstance(data, tf.data.Dataset) and max_examples is None
+    if endless and int(data.cardinality()) == tf.data.INFINITE_CARDINALITY:
+        raise ValueError(
+            "The dataset has no end, so an evaluation of all of it would not end either. Leave out "
+            "`repeat()`, or pass `max_examples=`."
+        )
     left = float("inf") if max_examples is None else max_examples
     for element in _elements(data, batch_size):
         if not isinstance(element, (tuple, list)) or len(element) < 2:
             raise ValueError(
                 f"The data must be pairs (x, y) with labels. Received {type(element)}."
             )
-        x, y = tf.nest.map_structure(np.asarray, element[0]), _labels(element[1])
+        x = tf.nest.map_structure(np.asarray, element[0])
+        y = class_labels(element[1], columns)
         size = int(min(len(y), left))
         if size:
             yield tf.nest.map_structure(lambda leaf, size=size: leaf[:size], x), y[:size]
@@ -52,24 +71,6 @@ def _elements(data: Any, batch_size: int) -> Iterator[Any]:
     for start in range(0, len(y), batch_size):
         part = slice(start, start + batch_size)
         yield tf.nest.map_structure(lambda leaf, part=part: leaf[part], x), y[part]
-
-
-def _labels(y: Any) -> np.ndarray:
-    labels = np.asarray(y)
-    if labels.ndim == 2 and labels.shape[1] > 1:
-        return labels.argmax(axis=1)
-    if labels.ndim not in (1, 2):
-        raise ValueError(
-            "Labels must be class indices [batch] or one-hot [batch, classes], in batches. "
-            f"Received shape {labels.shape}; batch the dataset if it is not."
-        )
-    whole = labels.reshape(-1)
-    if whole.dtype.kind == "f" and not (np.isfinite(whole) & (whole == np.rint(whole))).all():
-        raise ValueError(
-            f"Class indices must be whole numbers. Received {labels.dtype} values such as "
-            f"{whole[~(whole == np.rint(whole)) | ~np.isfinite(whole)][0]}."
-        )
-    return whole.astype(np.int64)
 
 
 @contextlib.contextmanager

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from tfmot_atmc.evaluation.sample import rows_of
 from tfmot_atmc.evaluation.sets import AdversarialSet
-from tfmot_atmc.evaluation.targets import as_target
+from tfmot_atmc.evaluation.targets import as_target, with_two_classes
 
 __all__ = ["plot_examples"]
 
@@ -52,7 +53,7 @@ def plot_examples(
         )
     if count < 1:
         raise ValueError(f"`count` must be at least 1. Received {count}.")
-    predict = as_target(target).predict
+    predict = with_two_classes(as_target(target), rows_of(clean, slice(1))).predict
     before, after = (predict(images).argmax(axis=-1) for images in (clean, adversarial))
     right = np.flatnonzero(before == examples.y)
     rows = (right if right.size else np.arange(len(examples.y)))[:count]

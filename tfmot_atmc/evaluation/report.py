@@ -15,7 +15,21 @@ import numpy as np
 from tfmot_atmc.utils.files import write_json
 from tfmot_atmc.utils.tables import table_text
 
-__all__ = ["AttackResult", "ClassResult", "RobustnessReport", "count_classes", "wilson_interval"]
+__all__ = [
+    "NOT_RUN",
+    "PASSED",
+    "AttackResult",
+    "ClassResult",
+    "RobustnessReport",
+    "count_classes",
+    "wilson_interval",
+]
+
+PASSED = "passed"
+"""What a check says that looked and found nothing."""
+
+NOT_RUN = "not run: "
+"""How a check begins that could not look; the reason follows."""
 
 # The 97.5% quantile of the normal distribution: two-sided 95%.
 _Z95 = 1.959963984540054
@@ -121,9 +135,13 @@ class RobustnessReport:
         drop_broken: Whether an attack saw only what the attacks before it had left.
         seed, batch_size: Together with the attacks, they fix the result.
         warnings: Reasons to trust the figures less.
-        checks: By name, `"passed"` or what a check for fake robustness found.
+        checks: By name, what a check for fake robustness says: `"passed"`, `"not run: "` and why,
+            or what it found.
         classes: By class index, the `ClassResult` of its examples: an average hides a class that is
             given up.
+        second_opinion: What stronger attacks leave of a sample of the data: `accuracy` beside
+            `reported` on the same `n` examples, `attacked` and `broken`, and the `attacks` by name.
+            Empty where none was asked for.
     """
 
     target: str
@@ -140,6 +158,7 @@ class RobustnessReport:
     warnings: list[str]
     checks: dict[str, str] = dataclasses.field(default_factory=dict)
     classes: dict[int, ClassResult] = dataclasses.field(default_factory=dict)
+    second_opinion: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the report as plain Python values; custom losses become their `repr`."""
@@ -192,12 +211,30 @@ class RobustnessReport:
             title,
             table_text(("", "accuracy", "95% interval", "attacked", "broken"), rows),
             *self._weakest(),
+            *self._second(),
             *(f"Warning: {warning}" for warning in self.warnings),
         ]
-        passed = [name for name, found in self.checks.items() if found == "passed"]
+        passed = [name for name, found in self.checks.items() if found == PASSED]
         if passed:
             lines.append(f"Checks passed: {', '.join(passed)}.")
+        missing = [
+            f"{name} ({found.removeprefix(NOT_RUN)})"
+            for name, found in self.checks.items()
+            if found.startswith(NOT_RUN)
+        ]
+        if missing:
+            lines.append(f"Checks not run: {', '.join(missing)}.")
         return "\n".join(lines)
+
+    def _second(self) -> list[str]:
+        """Returns a line on the second opinion, where there is one."""
+        found = self.second_opinion
+        if not found:
+            return []
+        return [
+            f"Second opinion by {', '.join(found['attacks'])} on {found['n']} of the examples: "
+            f"{found['accuracy']:.1%} where the attacks above leave {found['reported']:.1%}."
+        ]
 
     def _weakest(self) -> list[str]:
         """Returns a line on the class with the least robust accuracy, where there are several."""

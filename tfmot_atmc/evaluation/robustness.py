@@ -6,26 +6,29 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfmot_atmc import attacks as attacks_lib
 from tfmot_atmc.attacks import Attack, fold_in
 from tfmot_atmc.evaluation import checks as checks_lib
 from tfmot_atmc.evaluation.correctness import check_ball, judge
 from tfmot_atmc.evaluation.data import batches, progress
+from tfmot_atmc.evaluation.named import in_parts, named_attacks
 from tfmot_atmc.evaluation.report import (
+    NOT_RUN,
+    PASSED,
     AttackResult,
     ClassResult,
     RobustnessReport,
     count_classes,
     wilson_interval,
 )
-from tfmot_atmc.evaluation.targets import Target, as_target
+from tfmot_atmc.evaluation.sample import Reservoir, look, rows_of, take_sample
+from tfmot_atmc.evaluation.second_opinion import second_opinion as ask_again
+from tfmot_atmc.evaluation.targets import Target, as_target, with_two_classes
 from tfmot_atmc.utils.files import write_json
 
 __all__ = ["evaluate_robustness"]
@@ -43,6 +46,7 @@ def evaluate_robustness(
     drop_broken: bool = True,
     seed: int = 0,
     checks: bool = True,
+    second_opinion: bool = True,
     state: str | os.PathLike[str] | None = None,
     verbose: int = 1,
 ) -> RobustnessReport:
@@ -54,7 +58,8 @@ def evaluate_robustness(
     Args:
         target: Keras model, callable from a batch to logits, or path of a .tflite file.
         data: Pair `(x, y)` of arrays (`x` may be a nest), or a batched `tf.data.Dataset` of such
-            pairs. Labels are class indices or one-hot.
+            pairs. Labels are class indices or rows (one-hot, smoothed, mixed); of a single output
+            they are 0 and 1, or probabilities of 1. Several labels an example are refused.
         attacks: `Attack`, name, list of these, or dict from a name of your choice to one. None is
             a 16-step `PGD`. Earlier ones should be cheaper. An ensemble, such as `"autoattack"`,
             is run part by part.
@@ -67,7 +72,11 @@ def evaluate_robustness(
         drop_broken: Give an attack only what is still right, so that the accuracy after it is
             after all so far. False gives each all that is right when clean.
         seed: Seed of all attacks, together with each one's own and the batch's number.
-        checks: Look for signs that the robustness is not real; the report names them.
+        checks: Look for signs that the robustness is not real, on examples from everywhere in the
+            data; the report names them.
+        second_opinion: With the checks, and unless AutoAttack or its like is among the attacks:
+            run APGD on two losses and some Square queries on what is left of a sample of 128, and
+            warn where they break clearly more.
         state: File to which counts are written after every batch. The same call with the same
             file goes on there, to the same result; the file is removed at the end.
         verbose: 0 for silence, 1 for a progress bar.
@@ -76,9 +85,9 @@ def evaluate_robustness(
         `RobustnessReport`; `print` shows a table, `save` writes JSON.
 
     Raises:
-        ValueError: no data, bad labels, inputs outside an attack's bounds, neither `attacks` nor
-            `epsilon`, a target without gradients and no `source`, or a `state` of another
-            evaluation.
+        ValueError: no data or no end of them, bad labels, inputs outside an attack's bounds, an
+            attack towards the true labels, neither `attacks` nor `epsilon`, a target without
+            gradients and no `source`, or a `state` of another evaluation.
         RuntimeError: an attack left its ball or bounds.
 
     Example:
@@ -88,7 +97,7 @@ def evaluate_robustness(
     >>> report.clean_accuracy, report.robust_accuracy
     (0.75, 0.5)
     """
-    named = _named_attacks(attacks, epsilon)
+    named = named_attacks(attacks, epsilon)
     victim = as_target(target)
     origin = victim if source is None else as_target(source)
     if origin.model is None and any(attack.needs_gradients for attack in named.values()):
@@ -98,17 +107,31 @@ def evaluate_robustness(
             "no gradients, such as Square."
         )
     settings = {"batch_size": batch_size, "max_examples": max_examples, "checks": checks}
-    run = _Evaluation(victim, origin, named, drop_broken, seed, settings)
-    if state is not None:
-        run.keep_in(Path(state))
+    settings["second_opinion"] = second_opinion
+    run = None
     with progress(verbose, data, batch_size, max_examples) as advance:
-        for x, y in batches(data, batch_size, max_examples):
+        for x, y in batches(data, batch_size, max_examples, victim.columns):
+            if run is None:
+                targets = _settled(victim, origin, x)
+                run = _Evaluation(*targets, named, drop_broken, seed, settings)
+                run.keep_in(None if state is None else Path(state))
             run.add(x, y)
             advance(len(y))
+    if run is None:
+        raise ValueError("There is no data to evaluate on: received no examples.")
     report = run.report()
     if state is not None:
         Path(state).unlink(missing_ok=True)
     return report
+
+
+def _settled(victim: Target, origin: Target, x: Any) -> tuple[Target, Target, int]:
+    """Returns target and source, a single output of theirs as two classes; and how many classes."""
+    same = victim is origin
+    victim = with_two_classes(victim, x)
+    origin = victim if same else with_two_classes(origin, x)
+    outputs = victim.predict(rows_of(x, slice(1)))
+    return victim, origin, outputs.shape[-1] if outputs.ndim > 1 else 1
 
 
 class _Evaluation:
@@ -118,14 +141,17 @@ class _Evaluation:
         self,
         victim: Target,
         origin: Target,
+        classes: int,
         attacks: dict[str, Attack],
         drop_broken: bool,
         seed: int,
         settings: dict[str, Any],
     ) -> None:
-        self._victim, self._origin, self._attacks = victim, origin, attacks
+        self._victim, self._origin, self._classes = victim, origin, classes
+        self._attacks = attacks = in_parts(attacks, classes)
+        self._kept = Reservoir(seed)
         self._drop_broken, self._seed, self._settings = drop_broken, seed, settings
-        self._batches = 0
+        self._batches = self._noted = 0
         self._state: Path | None = None
         self._counts: dict[str, Any] = {
             "batches": 0,
@@ -137,10 +163,10 @@ class _Evaluation:
             "attacked": dict.fromkeys(attacks, 0),
             "broken": dict.fromkeys(attacks, 0),
             "beyond_gradients": {},
-            "checks": {},
+            "left": "",
         }
 
-    def keep_in(self, path: Path) -> None:
+    def keep_in(self, path: Path | None) -> None:
         """Writes the counts to a file after every batch, and takes up those it holds."""
         self._state = path
 
@@ -149,11 +175,13 @@ class _Evaluation:
             attack.check_inputs(x)
         number, self._batches = self._batches, self._batches + 1
         if number and number < self._counts["batches"]:
+            self._note(x, y)
             return  # counted before the interruption
         clean = self._correct(x, y)
         if not number:
-            self._begin(x, y, clean)
+            self._begin(x, y)
             if self._counts["batches"]:
+                self._note(x, y)
                 return
         robust, broken, counts = clean.copy(), {}, self._counts
         for position, name in enumerate(self._attacks):
@@ -171,11 +199,19 @@ class _Evaluation:
         counts["clean"] += int(clean.sum())
         counts["robust"] += int(robust.sum())
         counts["by_class"] = count_classes(y, clean, robust, counts["by_class"])
+        counts["left"] += "".join(str(int(a) + int(b)) for a, b in zip(clean, robust, strict=True))
+        self._note(x, y)
         if self._state is not None:
             write_json(self._state, {"digest": self._digest, "counts": counts})
 
-    def _begin(self, x: Any, y: np.ndarray, clean: np.ndarray) -> None:
-        """Looks at the first batch: takes up counts that belong to it, or runs the checks."""
+    def _note(self, x: Any, y: np.ndarray) -> None:
+        """Offers a batch to the sample of the checks, with what was found of it."""
+        found = np.array(list(self._counts["left"][self._noted :][: len(y)]), int)
+        self._noted += len(y)
+        self._kept.offer(x, y, found > 0, found > 1)
+
+    def _begin(self, x: Any, y: np.ndarray) -> None:
+        """Looks at the first batch: takes up counts that belong to it, if there are any."""
         if self._state is not None:
             self._digest = self._fingerprint(x, y)
             if self._state.exists():
@@ -191,11 +227,11 @@ class _Evaluation:
                     for label, found in self._counts["by_class"].items()
                 }
                 return
-        if self._settings["checks"]:
-            white = any(attack.needs_gradients for attack in self._attacks.values())
-            origin = self._origin if white else self._origin._replace(model=None)
-            sample = checks_lib.take_sample(self._victim, origin, x, y, clean)
-            self._counts["checks"] = checks_lib.run_checks(sample, self._attacks)
+        if self._settings["checks"] and self._origin.model is not None and self._white():
+            look(self._origin.model, self._origin.name, rows_of(x, slice(1)), y[:1])
+
+    def _white(self) -> bool:
+        return any(attack.needs_gradients for attack in self._attacks.values())
 
     def _fingerprint(self, x: Any, y: np.ndarray) -> str:
         """Returns a digest of all that the result depends on, the first batch for the data."""
@@ -235,8 +271,6 @@ class _Evaluation:
     def report(self) -> RobustnessReport:
         counts = self._counts
         n, clean = counts["n"], counts["clean"]
-        if not n:
-            raise ValueError("There is no data to evaluate on: received no examples.")
         results, left = [], clean
         for name, attack in self._attacks.items():
             right = (left if self._drop_broken else clean) - counts["broken"][name]
@@ -252,7 +286,7 @@ class _Evaluation:
                 )
             )
         transferred = self._origin is not self._victim
-        checks = self._checks()
+        checks, again = self._checks() if self._settings["checks"] else ({}, {})
         return RobustnessReport(
             target=self._victim.name,
             source=self._origin.name if transferred else None,
@@ -265,9 +299,12 @@ class _Evaluation:
             drop_broken=self._drop_broken,
             seed=self._seed,
             batch_size=self._settings["batch_size"],
-            warnings=[text for text in checks.values() if text != "passed"],
+            warnings=[
+                text for text in checks.values() if text != PASSED and not text.startswith(NOT_RUN)
+            ],
             checks=checks,
             classes=counts["by_class"],
+            second_opinion=again,
         )
 
     def _label(self, attack: Attack) -> str:
@@ -276,82 +313,46 @@ class _Evaluation:
             return f" (transfer from {self._origin.name})"
         return " (on the file itself)" if self._victim.model is None else ""
 
-    def _checks(self) -> dict[str, str]:
-        counts = self._counts
-        checks = dict(counts["checks"])
-        if not self._settings["checks"]:
-            return checks
+    def _checks(self) -> tuple[dict[str, str], dict[str, Any]]:
+        """Returns what the checks say, and the figures of the second opinion."""
+        counts, victim = self._counts, self._victim
+        x, y, right, left = self._kept.examples()
+        origin = self._origin if self._white() else self._origin._replace(model=None)
+        sample = take_sample(victim, origin, x, y, right, left)
+        checks = checks_lib.run_checks(sample, self._attacks)
+        again: dict[str, Any] = {}
+        if self._settings["second_opinion"]:
+            said, again = ask_again(sample, self._origin.model, self._attacks, self._seed)
+            checks |= {} if said is None else {"stronger attacks agree": said}
+        found = checks_lib.above_chance(victim.name, counts["clean"], counts["n"], self._classes)
+        checks["clean accuracy is above chance"] = found or PASSED
         if len(counts["by_class"]) == 1:
             label = next(iter(counts["by_class"]))
             checks["several classes"] = (
                 f"All labels are {label}: a constant answer would look robust."
             )
         else:
-            found = checks_lib.given_up(self._victim.name, counts["by_class"])
-            checks["no class is given up"] = found or "passed"
-            found = checks_lib.one_answer(self._victim.name, counts["by_class"])
-            checks["several classes are answered"] = found or "passed"
+            found = checks_lib.given_up(victim.name, counts["by_class"])
+            checks["no class is given up"] = found or PASSED
+            found = checks_lib.one_answer(victim.name, counts["by_class"])
+            checks["several classes are answered"] = found or PASSED
         if counts["not_finite"]:
             checks["outputs are finite"] = (
-                f"{self._victim.name} returned NaN or infinity for {counts['not_finite']} inputs, "
+                f"{victim.name} returned NaN or infinity for {counts['not_finite']} inputs, "
                 "counted as wrong."
             )
-        if any(not attack.needs_gradients for attack in self._attacks.values()):
-            source = None if self._origin is self._victim else self._origin.name
+        blind = not all(attack.needs_gradients for attack in self._attacks.values())
+        if blind and not self._white():
+            checks["gradients beat outputs alone"] = f"{NOT_RUN}no attack goes by gradients"
+        elif blind:
+            source = None if self._origin is victim else self._origin.name
             beyond = counts["beyond_gradients"]
             found = checks_lib.black_box_stronger(beyond, counts["n"], source)
-            checks["gradients beat outputs alone"] = found or "passed"
-        return checks
+            checks["gradients beat outputs alone"] = found or PASSED
+        return checks, again
 
     def _correct(self, x: Any, y: np.ndarray) -> np.ndarray:
         """Returns which examples the target gets right; a NaN anywhere in a row is wrong."""
         right, finite = judge(self._victim.name, self._victim.predict(x), y)
         self._counts["not_finite"] += int((~finite).sum())
         return right
-
-
-def _named_attacks(attacks: Any, epsilon: Any) -> dict[str, Attack]:
-    """Returns attacks under unique names, in order."""
-    if attacks is None:
-        if epsilon is None:
-            raise ValueError("Pass `attacks=` or, for the default attack, `epsilon=`.")
-        attacks = attacks_lib.PGD(epsilon=epsilon, steps=16)
-    if isinstance(attacks, Mapping) and "class_name" not in attacks:
-        return _expanded({str(name): _attack(entry, epsilon) for name, entry in attacks.items()})
-    entries = attacks if isinstance(attacks, (list, tuple)) else [attacks]
-    named: dict[str, Attack] = {}
-    for entry in entries:
-        attack = _attack(entry, epsilon)
-        steps = getattr(attack, "steps", None)
-        base = type(attack).__name__ + (f"-{steps}" if steps else "")
-        name, count = base, 1
-        while name in named:
-            count += 1
-            name = f"{base} #{count}"
-        named[name] = attack
-    return _expanded(named)
-
-
-def _expanded(named: dict[str, Attack]) -> dict[str, Attack]:
-    """Returns the attacks with the parts of an ensemble in its place."""
-    found: dict[str, Attack] = {}
-    for name, attack in named.items():
-        parts = getattr(attack, "attacks", None)
-        if not parts:
-            found[name] = attack
-            continue
-        prefix = f"{name}: " if len(named) > 1 else ""
-        found |= {f"{prefix}{part}": member for part, member in parts.items()}
-    if not found:
-        raise ValueError("`attacks` is empty. Pass at least one attack.")
-    return found
-
-
-def _attack(entry: Any, epsilon: Any) -> Attack:
-    if isinstance(entry, str):
-        if not attacks_lib.class_of(entry).takes("epsilon"):
-            return attacks_lib.get(entry)
-        if epsilon is None:
-            raise ValueError(f"The attack {entry!r} given by name needs `epsilon=`.")
-        return attacks_lib.get(entry, epsilon=epsilon)
-    return attacks_lib.get(entry)

@@ -23,7 +23,9 @@ from tfmot_atmc.evaluation.report import (
     count_classes,
     wilson_interval,
 )
-from tfmot_atmc.evaluation.targets import as_target
+from tfmot_atmc.evaluation.sample import rows_of
+from tfmot_atmc.evaluation.targets import as_target, with_two_classes
+from tfmot_atmc.tasks import check_attack
 from tfmot_atmc.utils.files import written_whole
 
 __all__ = ["AdversarialSet"]
@@ -94,13 +96,14 @@ class AdversarialSet:
             seed: Seed, together with the attack's own.
 
         Raises:
-            ValueError: no data, inputs out of bounds, or gradients wanted of a file.
+            ValueError: no data, inputs out of bounds, an attack towards the true labels, or
+                gradients wanted of a file.
             RuntimeError: the attack left its ball or bounds.
         """
         made_on = as_target(model)
         attack = attacks_lib.get(attack, **({} if epsilon is None else {"epsilon": epsilon}))
-        function: Any = made_on.model if attack.needs_gradients else made_on.black_box
-        if function is None:
+        check_attack(attack)
+        if attack.needs_gradients and made_on.model is None:
             raise ValueError(
                 f"{made_on.name} gives no gradients. Make the set on its Keras twin, or with an "
                 "attack that needs none, such as Square."
@@ -108,7 +111,9 @@ class AdversarialSet:
         name = type(attack).__name__
         start = tf.constant([seed, attack.seed], tf.int64)
         parts = []
-        for number, (x, y) in enumerate(batches(data, batch_size, max_examples)):
+        for number, (x, y) in enumerate(batches(data, batch_size, max_examples, made_on.columns)):
+            made_on = made_on if number else with_two_classes(made_on, x)
+            function: Any = made_on.model if attack.needs_gradients else made_on.black_box
             adversarial = attack(function, x, y, seed=fold_in(start, number))
             adversarial = tf.nest.map_structure(np.asarray, adversarial)
             check_ball(name, attack, x, adversarial)
@@ -185,7 +190,7 @@ class AdversarialSet:
         Raises:
             ValueError: the target does not take such inputs, or has too few classes.
         """
-        victim = as_target(target)
+        victim = with_two_classes(as_target(target), rows_of(self.clean, slice(1)))
         clean, finite = self._judged(victim, self.clean, batch_size)
         attacked, still_finite = self._judged(victim, self.adversarial, batch_size)
         n, robust = len(self.y), clean & attacked

@@ -7,28 +7,36 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmot_atmc.attacks.outputs import is_keras, traced_logits
+from tfmot_atmc import tasks
+from tfmot_atmc.attacks.outputs import any_batch, is_keras, logits_of
 
-__all__ = ["Target", "as_target"]
+__all__ = ["Target", "as_target", "with_two_classes"]
 
 
 class Target(NamedTuple):
     """A classifier under evaluation.
+
+    What has a single output an example becomes one of two classes by `with_two_classes`.
 
     Attributes:
         name: Name for reports.
         predict: Callable from a nest of NumPy inputs to float32 outputs `[batch, classes]`.
         model: The callable to take gradients of; None for a file.
         black_box: The callable for attacks that look at outputs only, traceable in a graph.
+        columns: Outputs an example; None where they are seen at the first call only.
+        loss: The compiled loss; None where there is none.
     """
 
     name: str
     predict: Callable[[Any], np.ndarray]
     model: Callable[..., Any] | None
     black_box: Callable[..., Any]
+    columns: int | None = None
+    loss: Any = None
 
 
 def as_target(target: Any) -> Target:
@@ -46,7 +54,8 @@ def as_target(target: Any) -> Target:
                 "for example with `keras.saving.load_model`."
             )
         classifier = _TFLiteClassifier(path)
-        return Target(os.path.basename(path), classifier, None, classifier.in_graph)
+        black_box = classifier.in_graph
+        return Target(os.path.basename(path), classifier, None, black_box, classifier.columns)
     if not callable(target):
         raise TypeError(
             "The target must be a Keras model, a callable from inputs to logits or the path of a "
@@ -54,9 +63,81 @@ def as_target(target: Any) -> Target:
         )
     name = str(getattr(target, "name", "") or getattr(target, "__name__", type(target).__name__))
     if is_keras(target):
-        function = traced_logits(target)
-        return Target(name, lambda x: function(x).numpy(), target, target)
+        function = _traced(target)
+        shape = getattr(target, "output_shape", None)
+        columns = shape[-1] if isinstance(shape, tuple) and shape[1:] else None
+        loss = getattr(target, "loss", None)
+        return Target(name, lambda x: function(x).numpy(), target, target, columns, loss)
     return Target(name, lambda x: _as_float32(target(_as_tensors(x))), target, target)
+
+
+def with_two_classes(target: Target, x: Any) -> Target:
+    """Returns a target whose single output an example is read as the second of two classes.
+
+    The compiled loss says whether it is a logit; without one, a value outside of [0, 1] does.
+
+    Args:
+        target: A target.
+        x: Nest of inputs; the more, the surer what their outputs are.
+
+    Returns:
+        The target itself, where it has several outputs.
+    """
+    outputs = target.predict(x)
+    if outputs.ndim > 2 or (outputs.ndim == 2 and outputs.shape[1] != 1) or not outputs.size:
+        return target
+    loss = target.loss
+    if isinstance(loss, keras.losses.BinaryCrossentropy):
+        from_logits = bool(loss.from_logits)
+    else:
+        from_logits = bool((outputs < 0).any() or (outputs > 1).any())
+
+    def predict(x: Any) -> np.ndarray:
+        return tasks.binary_logits(tf.constant(target.predict(x)), from_logits).numpy()
+
+    model = None if target.model is None else _TwoClasses(target.model, from_logits)
+    black_box = _TwoClasses(target.black_box, from_logits) if model is None else model
+    return target._replace(predict=predict, model=model, black_box=black_box, columns=1)
+
+
+class _TwoClasses:
+    """A model of one output as one of two logits."""
+
+    def __init__(self, model: Callable[..., Any], from_logits: bool) -> None:
+        self._model, self._from_logits = model, from_logits
+        self._keywords = {"training": False} if is_keras(model) else {}
+
+    @property
+    def variables(self) -> list:
+        """Those of the model, by which a trace is known to be stale."""
+        return list(getattr(self._model, "variables", ()))
+
+    def __call__(self, inputs: Any) -> tf.Tensor:
+        return tasks.binary_logits(self._model(inputs, **self._keywords), self._from_logits)
+
+
+def _traced(model: Any) -> Callable[[Any], tf.Tensor]:
+    """Returns a Keras model in inference mode as a graph; a softmax is looked through."""
+
+    def outputs_of(inputs: Any) -> tf.Tensor:
+        outputs = model(inputs, training=False)
+        if not tf.is_tensor(outputs):
+            raise TypeError(
+                "The evaluated model must return one tensor of shape [batch, classes]. Received "
+                f"{type(outputs)}; pass a function that selects one output."
+            )
+        if outputs.shape.rank == 2 and outputs.shape[-1] != 1:  # of one, see `with_two_classes`
+            outputs = logits_of(outputs)
+        return tf.cast(outputs, tf.float32)
+
+    function = tf.function(outputs_of, autograph=False)
+
+    def call(inputs: Any) -> tf.Tensor:
+        inputs = _as_tensors(inputs)
+        signature = tf.nest.map_structure(any_batch, inputs)
+        return function.get_concrete_function(signature)(inputs)
+
+    return call
 
 
 def _as_tensors(x: Any) -> Any:
@@ -87,6 +168,8 @@ class _TFLiteClassifier:
                 f"inputs and {len(self._interpreter.get_output_details())} outputs."
             )
         self._input = inputs[0]
+        shape = self._interpreter.get_output_details()[0]["shape"]
+        self.columns = int(shape[-1]) if len(shape) > 1 else 1
         self._dynamic = self._input["shape_signature"][0] == -1
         self._allocated: tuple[int, ...] | None = None
 

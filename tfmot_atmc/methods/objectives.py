@@ -49,7 +49,7 @@ class Objective(Configurable, kind="objective"):
         Args:
             predict: the model in training mode, from inputs to outputs.
             loss: the compiled loss with weights and regularisation, from `(y, outputs)` to a
-                scalar.
+                scalar. The regularisation is that of the last pass, so take it pass by pass.
             x: clean inputs.
             x_adversarial: adversarial inputs, the same structure.
             y: targets.
@@ -139,10 +139,12 @@ class TradesLoss(Objective, name="trades"):
         x_adversarial: Any,
         y: Any,
     ) -> ObjectiveResult:
-        clean, adversarial = predict(x), predict(x_adversarial)
+        clean = predict(x)
+        clean_loss = loss(y, clean)
+        adversarial = predict(x_adversarial)
         logits = [tf.cast(logits_of(outputs), tf.float32) for outputs in (clean, adversarial)]
         moved = tf.reduce_mean(kl_divergence(*logits))
-        return ObjectiveResult(loss(y, clean) + self.beta * moved, clean, adversarial)
+        return ObjectiveResult(clean_loss + self.beta * moved, clean, adversarial)
 
 
 def get_objective(identifier: Any, **arguments: Any) -> Objective:

@@ -97,14 +97,14 @@ def get(name: str, **kwargs: Any) -> keras.Model:
     """Builds a network by name.
 
     Args:
-        name: one of `names()`.
-        **kwargs: passed to the builder, such as `input_shape`, `num_classes` or `seed`.
+        name: One of `names()`.
+        **kwargs: Passed to the builder, such as `input_shape`, `num_classes` or `seed`.
 
     Returns:
         The model, not compiled, returning logits unless `classifier_activation` says otherwise.
 
     Raises:
-        ValueError: if the name is unknown.
+        ValueError: If the name is unknown.
     """
     if name not in _BUILDERS:
         raise ValueError(f"Unknown model {name!r}. Known models: {', '.join(names())}.")

@@ -27,6 +27,7 @@ __all__ = [
     "check_optimizer",
     "count",
     "differing",
+    "examples",
     "first",
     "has_other_workers",
     "is_chief",
@@ -89,6 +90,15 @@ def own_step(step: tf.Tensor) -> tf.Tensor:
     return step * tf.cast(count(), step.dtype) + replica
 
 
+def examples(x: Any) -> tf.Tensor:
+    """Returns the number of this replica's examples, a float32 scalar.
+
+    Args:
+        x: nest of this replica's inputs, batch first.
+    """
+    return tf.cast(tf.shape(tf.nest.flatten(x)[0])[0], tf.float32)
+
+
 def share_of_batch(x: Any) -> tf.Tensor | None:
     """Returns this replica's share of the examples of the step, a float32 scalar.
 
@@ -103,7 +113,7 @@ def share_of_batch(x: Any) -> tf.Tensor | None:
     context = _inside()
     if context is None or count() == 1:
         return None
-    mine = tf.cast(tf.shape(tf.nest.flatten(x)[0])[0], tf.float32)
+    mine = examples(x)
     return tf.math.divide_no_nan(mine, context.all_reduce(tf.distribute.ReduceOp.SUM, mine))
 
 

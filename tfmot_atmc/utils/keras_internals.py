@@ -22,7 +22,10 @@ __all__ = [
     "input_structure",
     "lambda_output_shape",
     "layer_state",
+    "loss_axis",
+    "loss_metrics",
     "loss_tracker",
+    "loss_weights",
     "nodes_by_depth",
     "overrides",
     "own_state",
@@ -107,6 +110,21 @@ def has_graph(model: Any) -> bool:
 def nodes_by_depth(model: keras.Model) -> dict[int, list[Any]]:
     """Returns the calls of a functional model; those of the greatest depth run first."""
     return model._nodes_by_depth
+
+
+def loss_weights(model: keras.Model) -> Any:
+    """Returns the `loss_weights` that a model was compiled with; None where there are none."""
+    return getattr(model._compile_loss, "_user_loss_weights", None)
+
+
+def loss_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
+    """Returns the metrics that Keras keeps of each output's loss; none of a single output's."""
+    return list(getattr(model._compile_loss, "metrics", None) or [])
+
+
+def loss_axis(loss: keras.losses.Loss) -> int:
+    """Returns the axis along which a loss finds its classes."""
+    return getattr(loss, "axis", getattr(loss, "_fn_kwargs", {}).get("axis", -1))
 
 
 def loss_tracker(model: keras.Model) -> keras.metrics.Metric:

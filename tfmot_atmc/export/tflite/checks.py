@@ -36,12 +36,12 @@ def check_path(path: str | os.PathLike[str], suffix: str, overwrite: bool) -> Pa
     """Returns the path of a file to write, if it may be written.
 
     Raises:
-        ValueError: if the name ends otherwise, or its folder is missing.
-        FileExistsError: if the file exists and `overwrite` is False.
+        ValueError: If the name ends otherwise, or its folder is missing.
+        FileExistsError: If the file exists and `overwrite` is False.
     """
     target = Path(path)
     if target.suffix != suffix:
-        raise ValueError(f"The file name must end in {suffix}. Received {target.name!r}.")
+        raise ValueError(f"The file name must end in {suffix}, got {target.name!r}.")
     if not target.parent.is_dir():
         raise ValueError(f"The directory {str(target.parent)!r} does not exist; create it first.")
     if target.is_dir():
@@ -55,11 +55,11 @@ def check_model(model: Any) -> None:
     """Refuses what is not a built, plain Keras model.
 
     Raises:
-        TypeError: if `model` is not a Keras model.
-        ValueError: if it is wrapped for compression or not built.
+        TypeError: If `model` is not a Keras model.
+        ValueError: If it is wrapped for compression or not built.
     """
     if not isinstance(model, keras.Model):
-        raise TypeError(f"`model` must be a keras.Model. Received {type(model).__name__}.")
+        raise TypeError(f"`model` must be a keras.Model, got {type(model).__name__}.")
     if hasattr(model, "compression_report"):
         raise ValueError(
             f"The model {model.name!r} is wrapped for compression; call "
@@ -75,7 +75,7 @@ def calibration_samples(spec: InputSpec, representative: Any) -> list[np.ndarray
     """Returns representative data as one finite array per input.
 
     Raises:
-        ValueError: if it does not fit the model, or is not finite.
+        ValueError: If it does not fit the model, or is not finite.
     """
     samples = spec.flatten(representative, "representative")
     for name, array in zip(spec.names, samples, strict=True):
@@ -115,7 +115,7 @@ def largest_difference(outputs: Sequence[np.ndarray], expected: Sequence[np.ndar
     """Returns the largest difference, relative to the largest expected value; the worst output.
 
     Raises:
-        ExportError: if shapes differ.
+        ExportError: If shapes differ.
     """
     worst = 0.0
     for output, reference in zip(outputs, expected, strict=True):
@@ -142,7 +142,7 @@ def check_agreement(agreement: float | None, is_integer: bool, min_agreement: fl
     """Refuses a file that gives the label of Keras too rarely.
 
     Raises:
-        ExportError: if it does so for less than `min_agreement`, by default 0.9 for integer files.
+        ExportError: If it does so for less than `min_agreement`, by default 0.9 for integer files.
     """
     floor = min_agreement
     if floor is None:

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A few examples from everywhere in the data, for the checks to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfmot_atmc.attacks import Problem, cross_entropy
+from tfmot_atmc.attacks.outputs import any_batch, logits_function
+from tfmot_atmc.evaluation.targets import Target
+
+__all__ = ["SIZE", "Reservoir", "Sample", "look", "rows_of", "take_sample"]
+
+SIZE = 128
+"""Examples that are kept of all that pass by."""
+
+
+class Sample(NamedTuple):
+    """What the checks look at.
+
+    Attributes:
+        victim: The target.
+        source: The model that gradients are taken of; None if there is none.
+        source_name: Its name.
+        x: Nest of a few clean inputs.
+        y: Their class indices, `[batch]`.
+        right: Which of them the target gets right, bool `[batch]`.
+        logits: Outputs of the source, `[batch, classes]`; None without a source.
+        gradients: Input gradients of its cross-entropy, `[batch, entries]`; None without a source.
+        left: Which of them are right under every attack as well, bool `[batch]`.
+        rival: The source where it is another than the target, else None.
+    """
+
+    victim: Target
+    source: Callable[..., Any] | None
+    source_name: str
+    x: Any
+    y: np.ndarray
+    right: np.ndarray
+    logits: np.ndarray | None
+    gradients: np.ndarray | None
+    left: np.ndarray
+    rival: Target | None = None
+
+    def rows(self, rows: np.ndarray) -> tuple[Any, np.ndarray]:
+        """Returns the inputs and labels of some of the examples."""
+        return rows_of(self.x, rows), self.y[rows]
+
+
+def take_sample(
+    victim: Target,
+    source: Target,
+    x: Any,
+    y: np.ndarray,
+    right: np.ndarray,
+    left: np.ndarray | None = None,
+) -> Sample:
+    """Returns the examples with what the source makes of them.
+
+    Args:
+        victim: The target.
+        source: The model of the gradients, often the target; its `model` is None for no gradients.
+        x: Nest of inputs.
+        y: Class indices, `[batch]`.
+        right: Which of them the target gets right, bool `[batch]`.
+        left: Which of them are right under every attack; None for all that are right.
+
+    Raises:
+        ValueError: no gradient can be taken through the source.
+    """
+    logits = gradients = None
+    if source.model is not None:
+        logits, gradients = look(source.model, source.name, x, y)
+    rival = None if source.name == victim.name and source.predict is victim.predict else source
+    left = right if left is None else left
+    return Sample(victim, source.model, source.name, x, y, right, logits, gradients, left, rival)
+
+
+class Reservoir:
+    """Keeps examples of all that are offered, each with the same chance, whatever the order.
+
+    Args:
+        seed: Seed of the choice; the same examples in the same order give the same ones.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._random = np.random.default_rng([seed, 0])
+        self._kept: list[tuple[Any, ...]] = []
+        self._seen = 0
+
+    def offer(self, x: Any, y: np.ndarray, right: np.ndarray, left: np.ndarray) -> None:
+        """Takes note of a batch.
+
+        Args:
+            x: Nest of inputs.
+            y: Class indices.
+            right: Which are right as given.
+            left: Which are right under every attack.
+        """
+        for row in range(len(y)):
+            self._seen += 1
+            slot = len(self._kept)
+            if slot == SIZE:
+                slot = int(self._random.integers(self._seen))
+                if slot >= SIZE:
+                    continue
+            else:
+                self._kept.append(())
+            example = tf.nest.map_structure(lambda leaf, row=row: leaf[row].copy(), x)
+            self._kept[slot] = (example, y[row], right[row], left[row])
+
+    def examples(self) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
+        """Returns inputs, labels and what was noted, in random order."""
+        order = self._random.permutation(len(self._kept))
+        x, y, right, left = zip(*[self._kept[row] for row in order], strict=True)
+        stacked = tf.nest.map_structure(lambda *leaves: np.stack(leaves), *x)
+        return stacked, np.array(y), np.array(right, bool), np.array(left, bool)
+
+
+def rows_of(x: Any, rows: Any) -> Any:
+    """Returns some of the examples of a nest of arrays."""
+    return tf.nest.map_structure(lambda leaf: leaf[rows], x)
+
+
+def look(
+    model: Callable[..., Any], name: str, x: Any, y: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns outputs and input gradients as they are, NaNs among them.
+
+    Raises:
+        ValueError: no gradient can be taken through the model.
+    """
+
+    def probe(inputs: Any, labels: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        problem = Problem(
+            logits_function(model),
+            inputs,
+            labels,
+            epsilon=np.array(0.0),
+            bounds=(None, None),
+            loss=cross_entropy,
+        )
+        logits, _, gradients = problem.gradient(problem.x, finite=False)
+        return logits, gradients
+
+    inputs = tf.nest.map_structure(tf.convert_to_tensor, x), tf.convert_to_tensor(y)
+    signature = tf.nest.map_structure(any_batch, inputs)
+    try:
+        function = tf.function(probe, autograph=False).get_concrete_function(*signature)
+        logits, gradients = function(*inputs)
+    except Exception as error:
+        raise ValueError(
+            f"No input gradient could be taken through {name}: {error}\n"
+            "Pass `source=` a differentiable model (a Keras model or a TensorFlow function "
+            "returning logits) to make the adversarial examples on, or give attacks that need no "
+            "gradients, such as Square."
+        ) from error
+    flat = [np.asarray(gradient).reshape(len(y), -1) for gradient in gradients]
+    return np.asarray(logits), np.concatenate(flat, axis=1)

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stronger attacks leave of a sample: a bound for PGD, FGSM or Square alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfmot_atmc.attacks import APGD, Attack, Square, fold_in
+from tfmot_atmc.evaluation.correctness import check_ball, judge
+from tfmot_atmc.evaluation.model_checks import NotRun
+from tfmot_atmc.evaluation.report import NOT_RUN, PASSED
+from tfmot_atmc.evaluation.sample import Sample, look
+
+__all__ = ["second_opinion"]
+
+_STEPS, _QUERIES = 40, 200
+# A figure is contradicted by more than this share of the sample, and by two examples.
+_CLEARLY = 0.05
+
+
+def second_opinion(
+    sample: Sample,
+    model: Callable[..., Any] | None,
+    attacks: dict[str, Attack],
+    seed: int,
+) -> tuple[str | None, dict[str, Any]]:
+    """Attacks what the attacks of an evaluation have left, once more and otherwise.
+
+    APGD on two losses with 40 steps each, then Square with 200 queries, each on what is left of
+    the sample (128 examples at most): the cost of some 150 gradients for each of these.
+
+    Args:
+        sample: Examples, with `left` saying which withstood the attacks.
+        model: The model to take gradients of; None if there is none.
+        attacks: The attacks of the evaluation, by name.
+        seed: Seed of the evaluation.
+
+    Returns:
+        What to say as a check, None where the attacks are of that kind already; and the figures.
+    """
+    if _as_strong(attacks):
+        return None, {}
+    try:
+        strongest = _ball(attacks)
+    except NotRun as reason:
+        return f"{NOT_RUN}{reason}", {}
+    parts = _parts(strongest, sample, model)
+    left, broken = np.flatnonzero(sample.left), 0
+    for number, (name, attack) in enumerate(parts.items()):
+        if not left.size:
+            break
+        x, y = sample.rows(left)
+        target: Any = model if attack.needs_gradients else sample.victim.black_box
+        start = fold_in(tf.constant([seed, -1], tf.int64), number)
+        adversarial = attack(target, x, y, seed=start)
+        adversarial = tf.nest.map_structure(np.asarray, adversarial)
+        check_ball(name, attack, x, adversarial)
+        right, _ = judge(sample.victim.name, sample.victim.predict(adversarial), y)
+        broken += int((~right).sum())
+        left = left[right]
+    n, attacked = len(sample.y), int(sample.left.sum())
+    found = {
+        "n": n,
+        "reported": attacked / n,
+        "accuracy": (attacked - broken) / n,
+        "attacked": attacked,
+        "broken": broken,
+        "attacks": list(parts),
+    }
+    if broken <= _CLEARLY * n or broken < 2:
+        return PASSED, found
+    return (
+        f"Of {n} of the examples {', '.join(attacks)} leave {found['reported']:.1%} right, "
+        f"{' and '.join(parts)} only {found['accuracy']:.1%}: the robust accuracy is overstated. "
+        "Report attacks='autoattack'."
+    ), found
+
+
+def _as_strong(attacks: dict[str, Attack]) -> bool:
+    """Tells whether gradients on two losses and a search by outputs are among the attacks."""
+    climbs = {attack.objective for attack in attacks.values() if isinstance(attack, APGD)}
+    return len(climbs) > 1 and any(isinstance(attack, Square) for attack in attacks.values())
+
+
+def _ball(attacks: dict[str, Attack]) -> Attack:
+    """Returns the attack with the largest ball."""
+    balls = [a for a in attacks.values() if a.epsilon.any() and np.isfinite(a.epsilon).all()]
+    if not balls:
+        raise NotRun("no attack has a ball of its own")
+    return max(balls, key=lambda attack: float(np.max(attack.epsilon)))
+
+
+def _parts(like: Attack, sample: Sample, model: Callable[..., Any] | None) -> dict[str, Attack]:
+    config = like.get_config()
+    common = {key: config[key] for key in ("epsilon", "norm", "bounds", "seed") if key in config}
+    parts: dict[str, Attack] = {}
+    if model is not None and _differentiable(sample, model):
+        classes = sample.victim.predict(sample.x).shape[1]
+        second = "dlr" if classes > 2 else "margin"
+        for objective in ("ce", second):
+            parts[f"apgd-{objective}"] = APGD(objective=objective, steps=_STEPS, **common)
+    return parts | {"square": Square(queries=_QUERIES, **common)}
+
+
+def _differentiable(sample: Sample, model: Callable[..., Any]) -> bool:
+    if sample.gradients is not None:
+        return True
+    x, y = sample.rows(np.arange(1))
+    try:
+        look(model, sample.victim.name, x, y)
+    except ValueError:
+        return False
+    return True
