@@ -12,6 +12,8 @@ from absl import flags
 from rich.console import Console
 from rich.text import Text
 
+from tfmot_atmc.utils.own_files import import_file
+
 __all__ = ["Command"]
 
 _PACKAGE = __name__.split(".")[0]
@@ -57,11 +59,16 @@ class Command:
         flags.DEFINE_bool("help", False, "Show this.", short_name="h", **at)
         flags.DEFINE_bool("helpfull", False, "Show this and the names that flags take.", **at)
         flags.DEFINE_bool("debug", False, "Show tracebacks and TensorFlow's messages.", **at)
+        flags.DEFINE_multi_string(
+            "import", [], "Python file of methods, attacks, ... of your own; again for more.", **at
+        )
         values.set_gnu_getopt(True)
         operands = values([f"atmc {self.name}", *arguments])[1:]
+        own = values["import"].value
         if values.help or values.helpfull:
             console.print(self._help(values), soft_wrap=True)
-        if values.helpfull:
+        if values.helpfull or (values.help and own):
+            _load(own)
             console.print(_names(), soft_wrap=True)
         if values.help or values.helpfull:
             return
@@ -70,7 +77,7 @@ class Command:
                 f"`atmc {self.name}` takes {'one file' if self.operand else 'flags only'}. "
                 f"Received {' '.join(operands)!r}."
             )
-        importlib.import_module(f"{_PACKAGE}.api")  # a model may be of any of its classes
+        _load(own)
         importlib.import_module(f"{_PACKAGE}.cli.{self.name}").run(values, operands, console)
 
     def _help(self, values: flags.FlagValues) -> Text:
@@ -85,8 +92,15 @@ class Command:
         return Text("\n".join(lines))
 
 
+def _load(own: Sequence[str]) -> None:
+    """Registers all classes, of which a model may be: the package's, and the user's own."""
+    importlib.import_module(f"{_PACKAGE}.api")
+    for path in own:
+        import_file(path)
+
+
 def _names() -> Text:
-    """Returns the names that are registered; only here does a help load TensorFlow."""
+    """Returns the names that are registered; only for them does a help load TensorFlow."""
     known = importlib.import_module(f"{_PACKAGE}.cli.names").known()
     entries = [_entry(kind, ", ".join(names)) for kind, names in known.items()]
     return Text("\n".join(["", "Names:", "", *entries]))

@@ -39,7 +39,9 @@ def run(values: flags.FlagValues, operands: list[str], console: Console) -> None
 
 
 def _given(values: flags.FlagValues) -> list[str]:
-    return [f"--{name}={values[name].value}" for name in sorted(values) if values[name].present]
+    given = [values[name] for name in sorted(values) if values[name].present]
+    listed = [(f.name, f.value if isinstance(f.value, list) else [f.value]) for f in given]
+    return [f"--{name}={value}" for name, each in listed for value in each]
 
 
 def _set_threads(count: int) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 from typing import Any
@@ -25,6 +26,8 @@ def run(values: flags.FlagValues, operands: list[str], console: Console) -> None
         console: where to print.
     """
     description = load_description(operands[0]) if operands else Description()
+    files = tuple(os.path.abspath(path) for path in values["import"].value)
+    description = dataclasses.replace(description, imports=(*description.imports, *files))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # in workers, whose lines would mix
     out = values.out or f"atmc_out/{description.name}"
     try:

@@ -24,6 +24,7 @@ from tfmot_atmc.study.entries import (
     number,
     several,
 )
+from tfmot_atmc.utils.own_files import import_file
 
 __all__ = ["Description", "load_description"]
 
@@ -75,6 +76,8 @@ class Description:
         test_examples: at most so many test examples; None for all.
         compare: pairs of names whose accuracies are compared seed by seed; empty for all methods
             against the first ATMC.
+        imports: Python files of methods and attacks of your own; in a YAML file they are called
+            `import`, and found from where it lies.
         deterministic: ask TensorFlow for kernels that give the same bits every time, which a GPU
             needs for it and pays for in speed.
 
@@ -108,8 +111,11 @@ class Description:
     test_examples: int | None = None
     compare: tuple[tuple[str, str], ...] = ()
     deterministic: bool = False
+    imports: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        _set(self, "imports", tuple(dict.fromkeys(several("import", self.imports))))
+        self.load_own_files()
         for name in ("data", "models", "ratios", "bits", "quantize_afterwards", "seeds"):
             _set(self, name, several(name, getattr(self, name)))
         _set(self, "ratios", tuple(float(number(ratio)) for ratio in self.ratios))
@@ -181,6 +187,11 @@ class Description:
                 f"below that. Received {self.ratios_for(entry)}."
             )
 
+    def load_own_files(self) -> None:
+        """Imports the files of the user's own, in this process."""
+        for path in self.imports:
+            import_file(path)
+
     def ratios_for(self, entry: MethodEntry) -> tuple[float, ...]:
         """Returns the ratios of a method."""
         return entry.ratios or self.ratios
@@ -200,6 +211,8 @@ class Description:
             plain[name] = {entry.name: entry.to_dict() for entry in getattr(self, name)}
         for values, entry in zip(plain["methods"], self.methods, strict=True):
             values["attack"] = entry.attack and entry.attack.to_dict()
+        imports = plain.pop("imports")
+        plain |= {"import": imports} if imports else {}
         return {
             key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()
         }
@@ -221,9 +234,10 @@ class Description:
         """
         if not isinstance(values, Mapping):
             raise ValueError(f"A study's description must be a mapping. Received {values!r}.")
-        known = [field.name for field in dataclasses.fields(cls)]
-        check_among("the description", values, known)
-        return cls(**{key: value for key, value in values.items() if value is not None})
+        named = {field.name: field.name for field in dataclasses.fields(cls)}
+        named["import"] = named.pop("imports")  # which as a keyword is no name of a field
+        check_among("the description", values, named)
+        return cls(**{named[key]: value for key, value in values.items() if value is not None})
 
 
 def load_description(path: str | Path) -> Description:
@@ -245,6 +259,9 @@ def load_description(path: str | Path) -> Description:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if isinstance(values, dict):
         values = {"name": file.stem, **values}
+        files = several("import", values.get("import") or ())
+        if files:
+            values["import"] = [str(file.resolve().parent / name) for name in files]
     try:
         return Description.from_dict(values or {})
     except (ValueError, TypeError) as error:

@@ -141,6 +141,7 @@ def _serve(pipe: connection.Connection, task: Task) -> None:
         tf.config.threading.set_inter_op_parallelism_threads(task.threads)
     if task.description.deterministic:
         tf.config.experimental.enable_op_determinism()
+    task.description.load_own_files()  # read from a pipe, it has imported none
     jobs = expand(task.description)
     with _shared(task.out):
         while True:
