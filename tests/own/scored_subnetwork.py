@@ -40,7 +40,7 @@ class ScoredSubnetwork(Method):
         return ChosenKernel(max(1, int(self.ratio * site.size))) if self.scores else PlainKernel()
 
     def constraints(self):
-        return [] if self.scores else [FixedSupport(self.ratio)]
+        return [] if self.scores else [FixedSupport(self.ratio, floors=0)]
 
     def stages(self, epochs, preset="default", **options):
         return [
