@@ -13,6 +13,7 @@ from tfmot_atmc.cli import declared, flags
 from tfmot_atmc.compression.deploy import OBJECTIVES
 from tfmot_atmc.compression.quantization import WAYS
 from tfmot_atmc.export import VALUE_MODES
+from tfmot_atmc.export.c.sizes import CPUS
 from tfmot_atmc.recipes import PRESETS
 from tfmot_atmc.recipes.settings import CompressionSettings
 
@@ -99,6 +100,7 @@ def test_flags_of_compress_are_the_fields_of_the_settings():
 def test_choices_of_flags_are_those_of_the_library():
     assert flags._OPTIMIZE == list(OBJECTIVES)
     assert flags._VALUES == list(VALUE_MODES)
+    assert sorted(flags._CPUS) == sorted(CPUS)
     assert flags._WAYS == list(WAYS)
 
 

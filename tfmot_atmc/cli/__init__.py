@@ -31,13 +31,13 @@ _COMMANDS: dict[str, Command] = {
         ),
         Command(
             "evaluate",
-            "Measures a .keras or .tflite model on clean data and under attack.",
+            "Measures a .keras, .tflite or C model on clean data and under attack.",
             flags.evaluate,
             operand="MODEL",
         ),
         Command(
             "export",
-            "Writes a .keras model as a sparse .tflite file, run and compared before it is kept.",
+            "Writes a .keras model as a sparse .tflite file or C code, run before it is kept.",
             flags.export,
             operand="MODEL.keras",
         ),

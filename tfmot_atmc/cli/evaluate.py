@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`atmc evaluate`: accuracy of a .keras or .tflite file on clean data and under attack."""
+"""`atmc evaluate`: accuracy of a .keras, .tflite or C file on clean data and under attack."""
 
 from __future__ import annotations
 
@@ -150,8 +150,8 @@ def _show_curve(
 def _target(name: str) -> Any:
     if Path(name).suffix == ".keras":
         return load_keras(name)
-    if Path(name).suffix != ".tflite":
-        raise ValueError(f"Expected a .keras or .tflite file. Received {name!r}.")
+    if Path(name).suffix not in (".tflite", ".c"):
+        raise ValueError(f"Expected a .keras, .tflite or C file. Received {name!r}.")
     if not Path(name).is_file():
         raise FileNotFoundError(f"There is no file {name!r}.")
     return name

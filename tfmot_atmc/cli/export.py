@@ -1,24 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`atmc export`: from a .keras file to a sparse .tflite file."""
+"""`atmc export`: from a .keras file to a sparse .tflite file, or to C code."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import keras
 from absl import flags
 from rich.console import Console
 
-from tfmot_atmc import datasets
+from tfmot_atmc import datasets, models
 from tfmot_atmc.cli.demonstration import demonstration_file
 from tfmot_atmc.compression.deploy import deploy
 from tfmot_atmc.compression.model import CompressedModel
-from tfmot_atmc.export import export_tflite
+from tfmot_atmc.export import (
+    C_VALUE_MODES,
+    CModel,
+    CReport,
+    ExportReport,
+    export_c,
+    export_tflite,
+)
+from tfmot_atmc.export.c import write_images
 from tfmot_atmc.recipes.pipeline import load_keras
 
 __all__ = ["run"]
 
 _EXAMPLES = 256
 _CALIBRATED = "full_int8"
+_ONLY_C = ("max_flash", "max_ram", "cpu", "pixel_max", "test_images")
+_ONLY_TFLITE = ("sparse", "batch_size", "max_bytes")
+# What the exporter of C code calls what the flag says.
+_OPTIMIZE = {"size": "size", "latency": "speed", "balanced": "balanced"}
 
 
 def run(values: flags.FlagValues, operands: list[str], console: Console) -> None:
@@ -29,32 +43,82 @@ def run(values: flags.FlagValues, operands: list[str], console: Console) -> None
         operands: the positional arguments.
         console: where to print.
     """
-    if values.values == _CALIBRATED and values.dataset is None:
-        raise ValueError(
-            f"--values={_CALIBRATED} needs --dataset, whose training images settle the scales; for "
-            f'data of your own call export_tflite(model, path, values="{_CALIBRATED}", '
-            "representative=x_train[:300]) in Python."
-        )
+    calibrated = values.values == _CALIBRATED or (values.format == "c" and values.values == "auto")
+    dataset = values.dataset
+    if dataset is None and values.format == "c" and not operands:
+        dataset = "digits"  # what the demonstration is trained on
+    _check(values, calibrated, dataset)
     name = operands[0] if operands else demonstration_file("final.keras", console)
-    model = load_keras(name)
+    model = models.references.load(name) if name in models.references.names() else load_keras(name)
     if isinstance(model, CompressedModel):
-        deployment = deploy(model, optimize=values.optimize, values=values.values)
+        kept = "full_int8" if calibrated else values.values
+        deployment = deploy(model, optimize=values.optimize, values=kept)
         console.print(str(deployment), highlight=False, markup=False)
         model = deployment.model
-    inputs = representative = None
-    if values.dataset is not None:
-        data = datasets.load(values.dataset, data_dir=values.data_dir, limit=_EXAMPLES)
-        inputs = data.x_test
-        representative = data.x_train if values.values == _CALIBRATED else None
-    report = export_tflite(
+    data = None
+    if dataset is not None:
+        data = datasets.load(dataset, data_dir=values.data_dir, limit=_EXAMPLES)
+    given = {
+        "inputs": None if data is None else data.x_test,
+        "representative": data.x_train if data is not None and calibrated else None,
+        "tolerance": values.tolerance,
+    }
+    write = _write_c if values.format == "c" else _write_tflite
+    report = write(values, model, Path(values.out or Path(name).with_suffix(f".{values.format}")),
+                   given)  # fmt: skip
+    console.print(str(report), highlight=False, markup=False)
+    if values.test_images and data is not None:
+        images, labels = (part[: values.test_images] for part in (data.x_test, data.y_test))
+        path = Path(report.path).with_name("images.h")
+        write_images(path, CModel(report.path), images, labels)
+        console.print(f"{path}: {len(images)} test images", highlight=False, markup=False)
+
+
+def _check(values: flags.FlagValues, calibrated: bool, dataset: str | None) -> None:
+    if calibrated and dataset is None:
+        call = "export_c(model, path, " if values.format == "c" else "export_tflite(model, path, "
+        raise ValueError(
+            f"--values={_CALIBRATED} needs --dataset, whose training images settle the scales; for "
+            f'data of your own call {call}values="{_CALIBRATED}", '
+            "representative=x_train[:300]) in Python."
+        )
+    if values.format == "c" and values.values not in ("auto", *C_VALUE_MODES):
+        raise ValueError(
+            f"--format=c writes --values={' or '.join(C_VALUE_MODES)}. Received {values.values}."
+        )
+    for_other = _ONLY_TFLITE if values.format == "c" else _ONLY_C
+    wrong = [flag for flag in for_other if values[flag].present]
+    if wrong:
+        raise ValueError(f"--{wrong[0]} is not for --format={values.format}.")
+    if values.test_images and dataset is None:
+        raise ValueError("--test_images needs --dataset.")
+
+
+def _write_tflite(
+    values: flags.FlagValues, model: keras.Model, path: Path, given: dict[str, Any]
+) -> ExportReport:
+    return export_tflite(
         model,
-        values.out or Path(name).with_suffix(".tflite"),
-        inputs=inputs,
-        representative=representative,
+        path,
         sparse=values.sparse,
         batch_size=values.batch_size or None,
         values=values.values,
         max_bytes=values.max_bytes,
-        tolerance=values.tolerance,
+        **given,
     )
-    console.print(str(report), highlight=False, markup=False)
+
+
+def _write_c(
+    values: flags.FlagValues, model: keras.Model, path: Path, given: dict[str, Any]
+) -> CReport:
+    return export_c(
+        model,
+        path,
+        values=_CALIBRATED if values.values == "auto" else values.values,
+        optimize=_OPTIMIZE[values.optimize] if values["optimize"].present else "balanced",
+        pixel_max=values.pixel_max,
+        max_flash=values.max_flash,
+        max_ram=values.max_ram,
+        cpu=values.cpu,
+        **given,
+    )

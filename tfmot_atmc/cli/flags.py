@@ -15,6 +15,8 @@ __all__ = ["compress", "evaluate", "export", "inspect", "quantize", "study"]
 # What the library takes, as it lists them itself; a test keeps them equal.
 _OPTIMIZE = ["size", "latency", "balanced"]
 _VALUES = ["auto", "float32", "int8", "full_int8"]
+_FORMATS = ["tflite", "c"]
+_CPUS = ["cortex-m0plus", "cortex-m4"]
 _WAYS = ["uniform", "zero_kmeans"]
 
 
@@ -77,6 +79,14 @@ def export(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_string("max_bytes", None, "Largest file to accept, such as 24KB.", **at)
     define_number("tolerance", "Largest relative difference from Keras. [by the values]", values)
+    flags.DEFINE_enum(
+        "format", "tflite", _FORMATS, "c: C99 for microcontrollers, full_int8 or float32.", **at
+    )
+    flags.DEFINE_string("max_flash", None, "Most flash of the C code, such as 16KB.", **at)
+    flags.DEFINE_string("max_ram", None, "Most RAM of the C code, such as 8KB.", **at)
+    flags.DEFINE_enum("cpu", "cortex-m4", _CPUS, "Core that flash is measured for.", **at)
+    define_number("pixel_max", "The C code takes bytes: what 255 means to the model.", values)
+    _whole(values, "test_images", 0, "Write so many test images as images.h beside the C code.")
 
 
 def inspect(values: flags.FlagValues) -> None:

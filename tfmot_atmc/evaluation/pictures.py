@@ -32,7 +32,7 @@ def plot_examples(
 
     Args:
         examples: The set to draw from; images `[height, width]`, or with 1 or 3 channels last.
-        target: Keras model, callable from a batch to logits, or path of a .tflite file.
+        target: Keras model, callable from a batch to logits, or path of a .tflite or C file.
         count: Number of examples at most.
         class_names: Names of the classes; their numbers otherwise.
 

@@ -56,7 +56,7 @@ def evaluate_robustness(
     upper bound of the true robustness: a stronger attack may find more.
 
     Args:
-        target: Keras model, callable from a batch to logits, or path of a .tflite file.
+        target: Keras model, callable from a batch to logits, or path of a .tflite or C file.
         data: Pair `(x, y)` of arrays (`x` may be a nest), or a batched `tf.data.Dataset` of such
             pairs. Labels are class indices or rows (one-hot, smoothed, mixed); of a single output
             they are 0 and 1, or probabilities of 1. Several labels an example are refused.

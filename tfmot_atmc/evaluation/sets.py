@@ -87,7 +87,7 @@ class AdversarialSet:
 
         Args:
             model: Keras model or callable from a batch to logits; for an attack that needs no
-                gradients also the path of a .tflite file.
+                gradients also the path of a .tflite or C file.
             data: As in `evaluate_robustness`; inputs are one array or a dict of arrays.
             attack: An `Attack`, its serialised form, or its name together with `epsilon`.
             epsilon: Radius in input units, with a name only.
@@ -184,7 +184,7 @@ class AdversarialSet:
         is far above what an attack on the model itself leaves, and the report says so.
 
         Args:
-            target: Keras model, callable from a batch to logits, or path of a .tflite file.
+            target: Keras model, callable from a batch to logits, or path of a .tflite or C file.
             batch_size: Examples at once.
 
         Raises:

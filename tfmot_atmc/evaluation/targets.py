@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One face for all that can be evaluated: Keras models, callables and .tflite files."""
+"""One face for all that can be evaluated: Keras models, callables, .tflite files and C files."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tfmot_atmc import tasks
 from tfmot_atmc.attacks.outputs import any_batch, is_keras, logits_of
+from tfmot_atmc.export.c.compiled import CModel
 
 __all__ = ["Target", "as_target", "with_two_classes"]
 
@@ -40,20 +41,20 @@ class Target(NamedTuple):
 
 
 def as_target(target: Any) -> Target:
-    """Returns the `Target` of a Keras model, a callable or the path of a .tflite file.
+    """Returns the `Target` of a Keras model, a callable or the path of a .tflite or a C file.
 
     Raises:
-        ValueError: a path that does not end in .tflite.
+        ValueError: a path that does not end in .tflite or .c.
         TypeError: none of these.
     """
     if isinstance(target, (str, os.PathLike)):
         path = os.fspath(target)
-        if not path.endswith(".tflite"):
+        if not path.endswith((".tflite", ".c")):
             raise ValueError(
-                f"A path must name a .tflite file. Received {path!r}; load any other model first, "
-                "for example with `keras.saving.load_model`."
+                f"A path must name a .tflite or a C file. Received {path!r}; load any other model "
+                "first, for example with `keras.saving.load_model`."
             )
-        classifier = _TFLiteClassifier(path)
+        classifier = _CClassifier(path) if path.endswith(".c") else _TFLiteClassifier(path)
         black_box = classifier.in_graph
         return Target(os.path.basename(path), classifier, None, black_box, classifier.columns)
     if not callable(target):
@@ -148,6 +149,25 @@ def _as_float32(outputs: Any) -> np.ndarray:
     if tf.is_tensor(outputs):
         return tf.cast(outputs, tf.float32).numpy()
     return np.asarray(outputs, dtype=np.float32)
+
+
+class _CClassifier:
+    """Runs a C file of `export_c`, compiled for this machine."""
+
+    def __init__(self, path: str) -> None:
+        self._model = CModel(path)
+        self.columns = self._model.output_size
+
+    def __call__(self, x: Any) -> np.ndarray:
+        leaves = tf.nest.flatten(x)
+        if len(leaves) != 1:
+            raise ValueError(f"A C file takes one input. Received {len(leaves)}.")
+        return self._model(np.asarray(leaves[0]))
+
+    def in_graph(self, x: tf.Tensor) -> tf.Tensor:
+        """Returns the outputs as an op without gradient."""
+        outputs = tf.numpy_function(lambda batch: self(batch), [x], tf.float32)
+        return tf.ensure_shape(outputs, [None, self.columns])
 
 
 class _TFLiteClassifier:

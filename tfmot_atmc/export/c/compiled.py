@@ -62,6 +62,7 @@ class CModel:
 
     Attributes:
         name: Prefix of the C function.
+        header: The header's path.
         input_shape: Height, width and channels of one example.
         output_size: Number of outputs.
         input_type: dtype of the C function's input: int8, uint8 or float32.
@@ -74,6 +75,7 @@ class CModel:
         for file in (source, header):
             if not file.is_file():
                 raise FileNotFoundError(f"{str(file)!r} is missing; `export_c` writes both files.")
+        self.header = header
         self._read_header(header)
         self._library = _compile(source, flags)
         self._invoke = getattr(self._library, f"{self.name}_invoke")

@@ -38,7 +38,7 @@ from tfmot_atmc.export.tflite.checks import (
 from tfmot_atmc.export.tflite.conversion import ExportError, convert, describe_inputs, predict
 from tfmot_atmc.export.tflite.export import TooLargeError
 from tfmot_atmc.math.sizes import parse_bytes
-from tfmot_atmc.slimming import compare_models, is_graph, slim_model
+from tfmot_atmc.slimming import SlimmingReport, compare_models, is_graph, slim_model
 from tfmot_atmc.utils.files import write_bytes
 
 __all__ = ["C_VALUE_MODES", "OPTIMIZATIONS", "export_c"]
@@ -148,8 +148,7 @@ def export_c(
     given, inner = byte_input(model, pixel_max)
     arrays = _examples(comparison_examples(spec, inputs, samples), given, inputs, samples)
     expected = predict(model, spec, arrays)
-    slimmed = slim_model(inner) if slim or (slim is None and is_graph(inner)) else inner
-    slimming = compare_models(inner, slimmed) if slimmed is not inner else None
+    slimmed, slimming = _slimmed(inner, slim)
     if samples is not None and given is not None:
         samples = [given.rescale(sample) for sample in samples]
     data = convert(slimmed, describe_inputs(slimmed, arrays, 1), samples)
@@ -178,6 +177,15 @@ def export_c(
         warnings=warn_of_dead_layers(model, arrays, expected),
         **checks,
     )
+
+
+def _slimmed(model: keras.Model, slim: bool | None) -> tuple[keras.Model, SlimmingReport | None]:
+    """The model without channels that change nothing, and what was removed, if anything was."""
+    if not (slim or (slim is None and is_graph(model))):
+        return model, None
+    slimmed = slim_model(model)
+    report = compare_models(model, slimmed)
+    return slimmed, report if report.parameters[0] != report.parameters[1] else None
 
 
 def _digest(data: bytes) -> str:

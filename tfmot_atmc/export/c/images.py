@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Examples as a C header, to try a written C file on a device without its sensors."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from tfmot_atmc.export.c.compiled import CModel
+from tfmot_atmc.export.c.macros import number_text
+from tfmot_atmc.utils.files import write_bytes
+
+__all__ = ["write_images"]
+
+
+def write_images(path: str | os.PathLike[str], model: CModel, inputs: Any, labels: Any) -> None:
+    """Writes examples as `images` and `labels`, as `examples/microcontroller` reads them.
+
+    Args:
+        path: The header to write, such as `"images.h"`.
+        model: The C file that shall take them.
+        inputs: Array `[examples, ...]`, as the Keras model takes it.
+        labels: Integers `[examples]`.
+
+    Raises:
+        ValueError: If there is no example, or not one label for each.
+    """
+    codes = model.quantize(inputs).reshape(len(inputs), -1)
+    found = np.asarray(labels).reshape(-1)
+    if not len(codes) or len(codes) != len(found):
+        raise ValueError(f"Expected a label for each of {len(codes)} examples, at least one.")
+    kind = np.float32 if codes.dtype == np.float32 else int
+    rows = ("{" + ",".join(number_text(kind(v)) for v in row) + "}" for row in codes)
+    text = (
+        "#include <stdint.h>\n"
+        f'#include "{model.header.name}"\n\n'
+        f"#define IMAGES {len(codes)}\n\n"
+        f"static const {model.name}_input images[IMAGES][{codes.shape[1]}] = {{\n"
+        + ",\n".join(rows)
+        + "};\n\n"
+        f"static const int labels[IMAGES] = {{{', '.join(str(int(label)) for label in found)}}};\n"
+    )
+    write_bytes(path, text.encode())
