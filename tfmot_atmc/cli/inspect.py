@@ -14,7 +14,7 @@ from rich.console import Console
 from tfmot_atmc.cli.demonstration import demonstration_file
 from tfmot_atmc.cli.printing import print_table
 from tfmot_atmc.compression.model import CompressedModel
-from tfmot_atmc.export import inspect_tflite
+from tfmot_atmc.export import inspect_tflite, list_operators, read_notes
 from tfmot_atmc.recipes.pipeline import load_keras
 
 __all__ = ["run"]
@@ -89,6 +89,10 @@ def _show_tflite(name: str, console: Console) -> None:
         for t in tensors
     ]
     print_table(console, f"{name}: {Path(name).stat().st_size:,} bytes", columns, rows)
+    used = ", ".join(f"{count} {operator}" for operator, count in list_operators(name).items())
+    console.print(f"Operators: {used}.", highlight=False)
+    for what, said in read_notes(name).items():
+        console.print(f"{what}: {said}", highlight=False, markup=False)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

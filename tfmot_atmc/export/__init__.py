@@ -18,6 +18,7 @@ from tfmot_atmc.export.tflite.conversion import ExportError
 from tfmot_atmc.export.tflite.estimate import graph_bytes, weight_bytes
 from tfmot_atmc.export.tflite.export import TooLargeError, export_tflite
 from tfmot_atmc.export.tflite.interpreter import TFLiteModel, measure_latency
+from tfmot_atmc.export.tflite.notes import list_operators, read_notes
 from tfmot_atmc.export.tflite.report import (
     ExportReport,
     TensorSummary,
@@ -53,8 +54,10 @@ __all__ = [
     "format_tensors",
     "graph_bytes",
     "inspect_tflite",
+    "list_operators",
     "measure_latency",
     "pack_archive",
+    "read_notes",
     "stored_bytes",
     "unpack_archive",
     "weight_bytes",

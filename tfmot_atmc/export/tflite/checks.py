@@ -16,6 +16,9 @@ from tfmot_atmc.export.tflite.conversion import ExportError, InputSpec
 from tfmot_atmc.slimming.dead import constant_output, dead_layers, dead_message
 
 __all__ = [
+    "check_class_names",
+    "check_types",
+    "check_units",
     "calibration_samples",
     "check_agreement",
     "check_model",
@@ -28,6 +31,8 @@ __all__ = [
 
 # Eight bits of activations move outputs, but must not move decisions.
 _INTEGER_AGREEMENT = 0.9
+_TYPES = ("float32", "uint8", "int8")
+_OTHER_UNITS = 10.0
 _MOST_COMPARED = 256
 _GENERATED_EXAMPLES = 16
 
@@ -165,3 +170,48 @@ def warn_of_dead_layers(
         return ()
     warnings.warn(message, stacklevel=3)
     return (message,)
+
+
+def check_types(full_int8: bool, input_type: str, output_type: str) -> None:
+    """Refuses types at the ends of a file that it cannot have.
+
+    Raises:
+        ValueError: for an unknown type, or integers at the ends of a file that computes in floats.
+    """
+    for name, given in (("input_type", input_type), ("output_type", output_type)):
+        if given not in _TYPES:
+            raise ValueError(f"`{name}` must be one of {_TYPES}, got {given!r}.")
+        if given != "float32" and not full_int8:
+            raise ValueError(
+                f"{name}={given!r} needs a file that computes in integers: pass "
+                'values="full_int8" and `representative`.'
+            )
+
+
+def check_class_names(names: Sequence[str] | None, expected: Sequence[np.ndarray]) -> None:
+    """Refuses class names that are not one for each output.
+
+    Raises:
+        ValueError: if their number is another.
+    """
+    if names is not None and len(names) != expected[0].shape[-1]:
+        raise ValueError(
+            f"`class_names` must name each of the {expected[0].shape[-1]} outputs, got "
+            f"{len(names)} names."
+        )
+
+
+def check_units(arrays: Sequence[np.ndarray], samples: Sequence[np.ndarray] | None) -> None:
+    """Refuses calibration data in other units than the examples that the file is compared on.
+
+    Raises:
+        ValueError: if the largest values of the two differ by more than a factor of ten.
+    """
+    for given, sample in zip(arrays, samples or (), strict=False):
+        largest = float(np.abs(given).max(initial=0.0)), float(np.abs(sample).max(initial=0.0))
+        if max(largest) > _OTHER_UNITS * min(largest) > 0:
+            raise ValueError(
+                f"`representative` reaches {largest[1]:g} and `inputs` {largest[0]:g}: they are in "
+                "different units. Scale the calibration images as those of training, for example "
+                "by 1 / 255."
+            )

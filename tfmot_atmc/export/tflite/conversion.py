@@ -223,7 +223,10 @@ def predict(model: keras.Model, spec: InputSpec, arrays: Sequence[np.ndarray]) -
 
 
 def convert(
-    model: keras.Model, spec: InputSpec, samples: Sequence[np.ndarray] | None = None
+    model: keras.Model,
+    spec: InputSpec,
+    samples: Sequence[np.ndarray] | None = None,
+    types: tuple[str, str] = ("float32", "float32"),
 ) -> bytes:
     """Converts a model with the stock converter, without optimizations.
 
@@ -232,9 +235,10 @@ def convert(
         spec: Its inputs.
         samples: Examples, one array per input, to convert to a full-integer model with one scale
             per weight; None for a float32 model.
+        types: Types of the inputs and of the outputs of a full-integer model.
 
     Returns:
-        Content of a dense .tflite file of float32 inputs and outputs with the signature
+        Content of a dense .tflite file with the signature
         `"serving_default"`. Its outputs are named by the keys of the model's output dictionary, or
         `output_0`, `output_1`, ...
 
@@ -264,6 +268,8 @@ def convert(
         if samples is not None:
             _refuse_loops(model.name, frozen)
             _quantize_all(converter, spec, samples)
+            converter.inference_input_type = tf.dtypes.as_dtype(types[0])
+            converter.inference_output_type = tf.dtypes.as_dtype(types[1])
         try:
             data = converter.convert()
         except Exception as error:  # the converter raises plain exceptions of many kinds

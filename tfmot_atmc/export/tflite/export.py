@@ -12,12 +12,15 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfmot_atmc.export.tflite import cleaning, flatbuffer, interpreter, rewrite
+from tfmot_atmc.export.tflite import cleaning, flatbuffer, interpreter, notes, rewrite
 from tfmot_atmc.export.tflite.checks import (
     calibration_samples,
     check_agreement,
+    check_class_names,
     check_model,
     check_path,
+    check_types,
+    check_units,
     comparison_examples,
     label_agreement,
     largest_difference,
@@ -33,9 +36,12 @@ from tfmot_atmc.export.tflite.report import ExportReport, summarise_tensors
 from tfmot_atmc.math.sizes import parse_bytes
 from tfmot_atmc.slimming import compare_models, is_graph, slim_model
 from tfmot_atmc.utils.files import written_whole
+from tfmot_atmc.utils.keras_internals import flat_layers
 
 _SUFFIX = ".tflite"
 _TOLERANCES = {"auto": 1e-5, "float32": 1e-5, "int8": 0.1, rewrite.FULL_INT8: 0.25}
+# Rounding adds up along a model: beyond so many weighted layers its tolerance grows.
+_SHALLOW = 8
 # The interpreter without delegates is several times slower, and runs the same file.
 _EXAMPLES_WITHOUT_DELEGATES = 32
 
@@ -58,6 +64,10 @@ def export_tflite(
     tolerance: float | None = None,
     min_agreement: float | None = None,
     max_bytes: int | str | None = None,
+    input_type: str = "float32",
+    output_type: str = "float32",
+    class_names: Sequence[str] | None = None,
+    names: bool | None = None,
     measure_latency: bool = True,
     overwrite: bool = True,
 ) -> ExportReport:
@@ -98,12 +108,20 @@ def export_tflite(
             their activations become the scales of a `"full_int8"` file.
         batch_size: Static batch size of the file, or None for a dynamic one.
         tolerance: Largest difference from Keras to accept, relative to the largest output; by
-            default 1e-5, 0.1 with `values="int8"` and 0.25 with `"full_int8"`, where the report
-            gives the difference.
+            default 1e-5, 0.1 with `values="int8"` and 0.25 with `"full_int8"`, more where the model
+            is deep, and at least twice that of the converter's own file. The report gives the
+            difference.
         min_agreement: Least share of the examples, in [0, 1], whose largest output is that of
             Keras; by default 0.9 with `values="full_int8"` and 0 otherwise.
         max_bytes: Largest file to accept, in bytes or as text such as `"24KB"` (1 KB is 1,024
             bytes); None for any size.
+        input_type: Type of the inputs of a `"full_int8"` file: `"float32"`, or `"uint8"` or
+            `"int8"` for what a camera or a microcontroller has. The file holds scale and zero
+            point; the calibration settles them.
+        output_type: Type of its outputs, likewise.
+        class_names: Names of the outputs, to be written into the file (`export.read_notes`).
+        names: Whether weights keep their layers' names in the file; None unless `max_bytes` asks
+            for few bytes.
         measure_latency: Whether to time the file against the dense one (a fraction of a second for
             small models).
         overwrite: Whether an existing file may be replaced.
@@ -129,20 +147,26 @@ def export_tflite(
     check_model(model)
     _check_options(min_sparsity, values, batch_size, tolerance, min_agreement)
     _check_calibration(values, representative)
+    check_types(values == rewrite.FULL_INT8, input_type, output_type)
     limit = None if max_bytes is None else parse_bytes(max_bytes)
     spec = describe_inputs(model, representative if inputs is None else inputs, batch_size)
     samples = None if representative is None else calibration_samples(spec, representative)
     arrays = comparison_examples(spec, inputs, samples)
+    check_units(arrays, samples)
     expected = predict(model, spec, arrays)
-    dense = convert(model, spec, samples)
+    check_class_names(class_names, expected)
+    types = (input_type, output_type)
+    dense = convert(model, spec, samples, types)
     slimmed = slim_model(model) if slim or (slim is None and is_graph(model)) else model
     slimming = compare_models(model, slimmed) if slimmed is not model else None
     changed = slimming is not None and slimming.parameters[0] != slimming.parameters[1]
-    source = convert(slimmed, spec, samples) if changed else dense
-    data, names = _rewrite(source, min_sparsity if sparse else None, values)
+    source = convert(slimmed, spec, samples, types) if changed else dense
+    kept = [layer.name for layer in flat_layers(model)] if _keeps(names, limit) else []
+    data, found = _rewrite(source, min_sparsity if sparse else None, values, kept, class_names)
     with written_whole(target) as temporary:
         temporary.write_bytes(data)
-        gate = _gate(temporary, arrays, expected, tolerance or _TOLERANCES[values])
+        allowed = tolerance or _default_tolerance(values, source, dense, arrays, expected)
+        gate = _gate(temporary, arrays, expected, allowed)
         check_agreement(gate["label_agreement"], values == rewrite.FULL_INT8, min_agreement)
         latency = _latency(temporary, dense, arrays, batch_size) if measure_latency else {}
         report = ExportReport(
@@ -151,7 +175,7 @@ def export_tflite(
             dense_bytes=len(dense),
             gzip_bytes=_gzip_size(data),
             dense_gzip_bytes=_gzip_size(dense),
-            tensors=tuple(t for t in summarise_tensors(data, names) if len(t.shape) > 1),
+            tensors=tuple(t for t in summarise_tensors(data, found) if len(t.shape) > 1),
             examples=len(arrays[0]),
             slimming=slimming if changed else None,
             warnings=warn_of_dead_layers(model, arrays, expected),
@@ -207,8 +231,36 @@ def _check_calibration(values: str, representative: Any) -> None:
         )
 
 
+def _keeps(names: bool | None, limit: int | None) -> bool:
+    return limit is None if names is None else names
+
+
+def _default_tolerance(
+    values: str,
+    source: bytes,
+    dense: bytes,
+    arrays: Sequence[np.ndarray],
+    expected: Sequence[np.ndarray],
+) -> float:
+    """Returns what may be lost by storage: more in deep models, and no less than stock loses."""
+    base = _TOLERANCES[values]
+    if base >= _TOLERANCES["int8"]:
+        depth = len(rewrite.weight_names(flatbuffer.read_model(source)))
+        base *= max(1.0, (depth / _SHALLOW) ** 0.5)
+    try:
+        stock = interpreter.TFLiteModel(dense)(*arrays)
+    except ValueError:
+        return base  # what the interpreter cannot run at all is told of the file itself
+    own = largest_difference(stock, expected)
+    return max(base, 2.0 * own) if np.isfinite(own) else base
+
+
 def _rewrite(
-    dense: bytes, min_sparsity: float | None, values: str
+    dense: bytes,
+    min_sparsity: float | None,
+    values: str,
+    layers: Sequence[str] = (),
+    class_names: Sequence[str] | None = None,
 ) -> tuple[bytes, dict[tuple[int, int], str]]:
     """Returns the file's content, and the names that its weights had."""
     model = flatbuffer.read_model(dense)
@@ -217,6 +269,8 @@ def _rewrite(
         rewrite.sparsify_weights(model, min_sparsity=min_sparsity, values=values)
     numbers = cleaning.clean_model(model)
     kept = {(key[0], numbers[key]): name for key, name in names.items() if key in numbers}
+    notes.write_names(model, notes.short_names(kept, layers))
+    notes.add_notes(model, class_names)
     return flatbuffer.pack_model(model), kept
 
 
@@ -240,7 +294,7 @@ def _gate(
         if not measured <= tolerance:
             raise ExportError(
                 f"The exported file{what} differs from Keras by {measured:.3g} of the largest "
-                f"output, tolerance {tolerance:.3g}."
+                f"output, more than {tolerance:.3g}; pass a larger `tolerance=` if that will do."
             )
     return {
         "max_difference": difference,

@@ -106,7 +106,7 @@ class TFLiteModel:
         if resized:
             self._interpreter.allocate_tensors()
         for array, detail in zip(inputs, details, strict=True):
-            self._interpreter.set_tensor(detail["index"], array.astype(detail["dtype"], copy=False))
+            self._interpreter.set_tensor(detail["index"], _stored(array, detail))
 
     def invoke(self) -> None:
         """Runs the model once on the inputs that were set."""
@@ -143,9 +143,26 @@ class TFLiteModel:
             except RuntimeError as error:
                 raise ValueError(f"The model does not run on these inputs: {error}") from error
             slices.append(
-                [self._interpreter.get_tensor(d["index"]) for d in self._outputs.values()]
+                [_real(self._interpreter.get_tensor(d["index"]), d) for d in self._outputs.values()]
             )
         return [np.concatenate(parts)[:total] for parts in zip(*slices, strict=True)]
+
+
+def _stored(array: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    """Floats as the integers that a quantised input takes; other arrays in the input's type."""
+    dtype, (scale, zero_point) = np.dtype(detail["dtype"]), detail["quantization"]
+    if scale and np.issubdtype(dtype, np.integer) and np.issubdtype(array.dtype, np.floating):
+        limits = np.iinfo(dtype)
+        array = np.clip(np.rint(array / scale) + zero_point, limits.min, limits.max)
+    return array.astype(dtype, copy=False)
+
+
+def _real(array: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    """What a quantised output stands for, as float32; other outputs as they are."""
+    scale, zero_point = detail["quantization"]
+    if not scale or not np.issubdtype(array.dtype, np.integer):
+        return array
+    return (array.astype(np.float32) - zero_point) * np.float32(scale)
 
 
 def measure_latency(
