@@ -32,7 +32,7 @@ __all__ = [
 # Eight bits of activations move outputs, but must not move decisions.
 _INTEGER_AGREEMENT = 0.9
 _TYPES = ("float32", "uint8", "int8")
-_OTHER_UNITS = 10.0
+_OTHER_UNITS = 100.0
 _MOST_COMPARED = 256
 _GENERATED_EXAMPLES = 16
 
@@ -205,7 +205,7 @@ def check_units(arrays: Sequence[np.ndarray], samples: Sequence[np.ndarray] | No
     """Refuses calibration data in other units than the examples that the file is compared on.
 
     Raises:
-        ValueError: if the largest values of the two differ by more than a factor of ten.
+        ValueError: if the largest values of the two differ by more than a factor of a hundred.
     """
     for given, sample in zip(arrays, samples or (), strict=False):
         largest = float(np.abs(given).max(initial=0.0)), float(np.abs(sample).max(initial=0.0))

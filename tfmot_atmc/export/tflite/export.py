@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import gzip
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +161,7 @@ def export_tflite(
     slimming = compare_models(model, slimmed) if slimmed is not model else None
     changed = slimming is not None and slimming.parameters[0] != slimming.parameters[1]
     source = convert(slimmed, spec, samples, types) if changed else dense
-    kept = [layer.name for layer in flat_layers(model)] if _keeps(names, limit) else []
+    kept = notes.layer_names(flat_layers(model)) if _keeps(names, limit) else {}
     data, found = _rewrite(source, min_sparsity if sparse else None, values, kept, class_names)
     with written_whole(target) as temporary:
         temporary.write_bytes(data)
@@ -259,7 +259,7 @@ def _rewrite(
     dense: bytes,
     min_sparsity: float | None,
     values: str,
-    layers: Sequence[str] = (),
+    layers: Mapping[str, str],
     class_names: Sequence[str] | None = None,
 ) -> tuple[bytes, dict[tuple[int, int], str]]:
     """Returns the file's content, and the names that its weights had."""

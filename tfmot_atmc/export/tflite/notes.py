@@ -16,7 +16,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tfmot_atmc.export.tflite import flatbuffer
 
-__all__ = ["add_notes", "list_operators", "read_notes", "short_names", "write_names"]
+__all__ = ["add_notes", "layer_names", "list_operators", "read_notes", "short_names", "write_names"]
 
 _NUMBER = re.compile(r"_\d+$")
 _METADATA = "tfmot_atmc"
@@ -25,18 +25,38 @@ _OPERATORS = {
 }
 
 
+def layer_names(layers: Iterable[Any]) -> dict[str, str]:
+    """Returns what each layer is called in a file, by its name.
+
+    Keras numbers layers without a name by process; here they are numbered by model, so that equal
+    models give equal files.
+
+    Args:
+        layers: the layers of a model, in order.
+    """
+    found: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for layer in layers:
+        name, kind = layer.name, _NUMBER.sub("", layer.name)
+        if kind.replace("_", "") == type(layer).__name__.lower() and name not in found:
+            found[name] = f"{kind}_{counts[kind]}" if counts[kind] else kind
+            counts[kind] += 1
+        found.setdefault(name, name)
+    return found
+
+
 def short_names(
-    names: Mapping[tuple[int, int], str], layers: Iterable[str]
+    names: Mapping[tuple[int, int], str], layers: Mapping[str, str]
 ) -> dict[tuple[int, int], str]:
     """Returns the layer's name for each weight; weights of unknown layers are left out.
 
     Args:
         names: names as the converter makes them, such as `"net/conv1/convolution;net/bn/add"`.
-        layers: names of the model's layers.
+        layers: what each layer is called, by the name of the layer.
 
     Example:
 
-    >>> short_names({(0, 3): "net/conv1/convolution"}, ["conv1", "net"])
+    >>> short_names({(0, 3): "net/conv1/convolution"}, {"conv1": "conv1", "net": "net"})
     {(0, 3): 'conv1'}
     """
     known = set(layers)
@@ -44,7 +64,11 @@ def short_names(
     # A model that was called before has a number behind all of its names.
     bare = {key: [_NUMBER.sub("", part) for part in parts] for key, parts in split.items()}
     found = [
-        {key: hits[-1] for key, parts in way.items() if (hits := [p for p in parts if p in known])}
+        {
+            key: layers[hits[-1]]
+            for key, parts in way.items()
+            if (hits := [p for p in parts if p in known])
+        }
         for way in (split, bare)
     ]
     return max(found, key=len)
