@@ -34,7 +34,7 @@ from tfmot_atmc.export.tflite.conversion import (
 )
 from tfmot_atmc.export.tflite.report import ExportReport, summarise_tensors
 from tfmot_atmc.math.sizes import parse_bytes
-from tfmot_atmc.slimming import compare_models, is_graph, slim_model
+from tfmot_atmc.slimming import SlimmingReport, compare_models, is_graph, slim_model
 from tfmot_atmc.utils.files import written_whole
 from tfmot_atmc.utils.keras_internals import flat_layers
 
@@ -158,10 +158,8 @@ def export_tflite(
     check_class_names(class_names, expected)
     types = (input_type, output_type)
     dense = convert(model, spec, samples, types)
-    slimmed = slim_model(model) if slim or (slim is None and is_graph(model)) else model
-    slimming = compare_models(model, slimmed) if slimmed is not model else None
-    changed = slimming is not None and slimming.parameters[0] != slimming.parameters[1]
-    source = convert(slimmed, spec, samples, types) if changed else dense
+    slimmed, slimming = _slimmed(model, slim)
+    source = convert(slimmed, spec, samples, types) if slimming is not None else dense
     kept = notes.layer_names(flat_layers(model)) if _keeps(names, limit) else {}
     data, found = _rewrite(source, min_sparsity if sparse else None, values, kept, class_names)
     with written_whole(target) as temporary:
@@ -178,13 +176,22 @@ def export_tflite(
             dense_gzip_bytes=_gzip_size(dense),
             tensors=tuple(t for t in summarise_tensors(data, found) if len(t.shape) > 1),
             examples=len(arrays[0]),
-            slimming=slimming if changed else None,
+            slimming=slimming,
             warnings=warn_of_dead_layers(model, arrays, expected),
             **gate,
             **latency,
         )
         _check_size(report, limit)
     return report
+
+
+def _slimmed(model: keras.Model, slim: bool | None) -> tuple[keras.Model, SlimmingReport | None]:
+    """Returns the model without idle channels, and what that saved; None where there were none."""
+    if not (slim or (slim is None and is_graph(model))):
+        return model, None
+    slimmed = slim_model(model)
+    report = compare_models(model, slimmed)
+    return slimmed, report if report.parameters[0] != report.parameters[1] else None
 
 
 def _check_size(report: ExportReport, limit: int | None) -> None:
