@@ -100,7 +100,8 @@ def test_validation_is_of_the_model_that_stripping_would_give(digits):
     x, y = digits
     method = ATMC(ratio=0.1, schedule=CubicBudget(0.5, 0, 100))
     small = _compiled(method=method, attack=None)
-    small.fit(x, y, batch_size=16, verbose=0)
+    for start in range(0, 64, 16):  # `fit` would finish
+        small.train_on_batch(x[start : start + 16], y[start : start + 16])
     assert small.compression_report().nonzeros > int(0.1 * small.dense_size)
     plain = strip_compression(small)
     plain.compile(loss=LOGITS, metrics=["accuracy"])
@@ -321,20 +322,54 @@ def test_early_stopping_and_checkpoints_see_robust_accuracy(digits, tmp_path):
     assert strip_compression(again).count_params() == _model().count_params()
 
 
-def test_schedule_in_fractions_needs_the_callback_or_the_number_of_steps(digits):
+def test_fit_plans_its_own_steps_each_time(digits):
     x, y = digits
-    with pytest.raises(ValueError, match=r"callbacks\.UpdateCompression\(\)"):
-        _compiled(method=ATMC(ratio=0.1)).fit(x, y, verbose=0)
-    stream = tf.data.Dataset.from_tensor_slices((x, y)).batch(16).repeat()
-    unknown = stream.filter(lambda x, y: True)
     small = _compiled(method=ATMC(ratio=0.1))
-    with pytest.raises(ValueError, match="steps_per_epoch"):
-        small.fit(unknown, callbacks=[UpdateCompression()], verbose=0)
-    small.fit(stream, steps_per_epoch=3, epochs=2, callbacks=[UpdateCompression()], verbose=0)
-    assert small.horizon == 6 and small.step == 6
+    small.fit(x, y, 16, 2, 0)
+    assert small.horizon == 8 and small.step == 8
+    assert small.compression_report().nonzeros <= int(0.1 * small.dense_size)
+    small.fit(x, y, batch_size=16, epochs=3, verbose=0)
+    assert small.horizon == small.step == 8 + 12
     later = _compiled(method=ATMC(ratio=0.1))
     later.fit(x, y, 16, epochs=3, initial_epoch=1, callbacks=[UpdateCompression()], verbose=0)
     assert later.horizon == 8 and later.step == 8
+    planned = _compiled(method=ATMC(ratio=0.1))
+    planned.plan(100)
+    planned.fit(x, y, batch_size=16, verbose=0)
+    assert planned.horizon == 100 and planned.step == 4
+
+
+def test_a_schedule_in_fractions_needs_the_number_of_steps(digits):
+    stream = tf.data.Dataset.from_tensor_slices(digits).batch(16).repeat()
+    unknown = stream.filter(lambda x, y: True)
+    small = _compiled(method=ATMC(ratio=0.1))
+    for callbacks in (None, [UpdateCompression()]):
+        with pytest.raises(ValueError, match="steps_per_epoch"):
+            small.fit(unknown, callbacks=callbacks, verbose=0)
+    small.fit(stream, steps_per_epoch=3, epochs=2, verbose=0)
+    assert small.horizon == 6 and small.step == 6
+    with pytest.raises(ValueError, match="steps_per_epoch"):
+        small.fit(unknown, verbose=0)
+
+
+def test_weights_that_a_callback_brings_back_are_finished_too(digits):
+    x, y = digits
+    found = []
+    for order in (1, -1):
+        keras.utils.set_random_seed(1)
+        small = _compiled(method=ATMC(ratio=0.05, bits=2))
+        stopping = keras.callbacks.EarlyStopping(
+            "val_loss", mode="max", patience=5, restore_best_weights=True
+        )  # the first epoch, at more nonzeros, comes back
+        callbacks = [UpdateCompression(), stopping][::order]
+        small.fit(x, y, 16, 4, 0, callbacks, validation_data=(x, y))
+        assert small.step == 4 * (stopping.best_epoch + 1) < 16
+        values = [np.asarray(f.variable) for f in small._factors()]
+        assert sum(map(np.count_nonzero, values)) <= int(0.05 * small.dense_size)
+        assert max(np.unique(v[v != 0]).size for v in values) <= 4
+        found.append(values)
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 class _Bomb(keras.callbacks.Callback):
@@ -395,7 +430,8 @@ def test_stages_go_on_from_the_factors_of_the_one_before(digits):
     assert second.step == 0 and second.bits == 2
     third = compress(first, "al0", ratio=0.1)
     x = digits[0]
-    np.testing.assert_allclose(third(x), first.predict(x, verbose=0), rtol=1e-4, atol=1e-5)
+    start = third(x, training=True)
+    np.testing.assert_allclose(start, first.predict(x, verbose=0), rtol=1e-4, atol=1e-5)
 
 
 def test_a_custom_training_loop_ends_its_step_with_apply_constraints(digits):

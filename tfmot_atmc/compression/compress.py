@@ -22,6 +22,7 @@ from tfmot_atmc.compression.model import CompressedModel
 from tfmot_atmc.compression.selection import MARK, Layers, selected_indices
 from tfmot_atmc.compression.sites import find_slots
 from tfmot_atmc.compression.stripping import plain_copy, tell_what_is_dead
+from tfmot_atmc.compression.wrapper import dropped_methods
 from tfmot_atmc.utils.cloning import copy_model
 from tfmot_atmc.utils.registry import check_arguments, parameters
 
@@ -123,6 +124,9 @@ def compress(
     )
     if factors is not None:
         continue_from(compressed, factors)
+    said = dropped_methods(model)
+    if said is not None:
+        warnings.warn(said, stacklevel=2)
     return compressed
 
 

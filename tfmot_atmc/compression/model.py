@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,22 +16,21 @@ import tensorflow as tf
 from tfmot_atmc import attacks, methods, tasks
 from tfmot_atmc.compression.attacked import (
     adversarial,
-    bounds_message,
-    choose_monitor_modes,
     part_of_the_way,
     reported_metrics,
     task,
     uncounted,
     within_bounds,
 )
-from tfmot_atmc.compression.finish import remembered_data
 from tfmot_atmc.compression.report import CompressionReport, compression_report
 from tfmot_atmc.compression.step import check_distributed, descend, forward, weight_gradients
+from tfmot_atmc.compression.wrapper import ModelWrapper, dropped_methods
 from tfmot_atmc.compression.wrapping import (
     composed_kernels,
     constrained,
     counted,
     frozen_layers,
+    holds_composed,
     plain_layers,
     trainable_again,
     wrap_kernels,
@@ -39,6 +40,7 @@ from tfmot_atmc.methods.objectives import get_objective
 from tfmot_atmc.utils import distribution
 from tfmot_atmc.utils.keras_internals import (
     BuiltFromOwnBatch,
+    inside_xla,
     layer_state,
     loss_tracker,
     place_randomness,
@@ -46,7 +48,7 @@ from tfmot_atmc.utils.keras_internals import (
 
 
 @keras.saving.register_keras_serializable(package="tfmot_atmc")
-class CompressedModel(BuiltFromOwnBatch, keras.Model):
+class CompressedModel(BuiltFromOwnBatch, ModelWrapper):
     """A Keras model whose kernels are composed, constrained and adversarially trained.
 
     Made by `tfmot_atmc.compress`; behaves like any Keras model. One train step attacks the batch,
@@ -135,11 +137,6 @@ class CompressedModel(BuiltFromOwnBatch, keras.Model):
     # --- what it consists of ------------------------------------------------------------------
 
     @property
-    def kernels(self) -> tuple:
-        """The wrapped kernels, a tuple of `WrappedKernel`."""
-        return self._kernels
-
-    @property
     def constraints(self) -> tuple:
         """The constraints, in the order in which they project."""
         return self._constraints
@@ -170,8 +167,18 @@ class CompressedModel(BuiltFromOwnBatch, keras.Model):
         return bool(self._diverged.numpy())
 
     def plan(self, steps: int) -> None:
-        """Sets the planned number of optimizer steps, to which schedules refer."""
+        """Sets the planned number of optimizer steps, to which schedules refer, also in `fit`."""
         self._horizon.assign(steps)
+        self.__dict__["_planned_by_hand"] = True
+
+    def keeps_its_plan(self) -> bool:
+        """Whether `fit` follows the plan that there is: made by hand, or of a run that goes on."""
+        by_hand = self.__dict__.get("_planned_by_hand", False) and self.step < self.horizon
+        now = self._progress()
+        return bool(self.horizon) and (by_hand or self.__dict__.get("_before_fit", now) != now)
+
+    def _progress(self) -> tuple[int, int]:
+        return self.step, self.horizon
 
     def _factors(self) -> list:
         return [factor for kernel in self.kernels for factor in kernel.factors]
@@ -183,7 +190,21 @@ class CompressedModel(BuiltFromOwnBatch, keras.Model):
         return [v for v in super().trainable_variables if id(v) not in fixed]
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        return self.model(inputs, training=training)
+        if training:
+            return self.model(inputs, training=training)
+        with self.deployed():
+            return self.model(inputs, training=training)
+
+    def deployed(self) -> contextlib.AbstractContextManager[None]:
+        """Composes the kernels as they would be deployed now, once for all calls in the context.
+
+        The budget and the codebook hold in them. Each call in inference does so by itself; within a
+        context many calls, such as an attack's, do it once. In a graph the context must be entered
+        where the calls are traced, and outside of loops.
+        """
+        if holds_composed(self.kernels):
+            return contextlib.nullcontext()
+        return composed_kernels(self.kernels, self._deployed())
 
     def summary(self, *args: Any, **kwargs: Any) -> None:
         """Prints the summary of the wrapped model."""
@@ -191,7 +212,8 @@ class CompressedModel(BuiltFromOwnBatch, keras.Model):
 
     def compression_report(self) -> CompressionReport:
         """Returns what was touched, what was left alone and why, and where the nonzeros sit."""
-        return compression_report(self.kernels, self._decisions, self.bits, self.model.weights)
+        report = compression_report(self.kernels, self._decisions, self.bits, self.model.weights)
+        return replace(report, dropped=dropped_methods(self.model) or "")
 
     # --- constraints --------------------------------------------------------------------------
 
@@ -239,7 +261,7 @@ class CompressedModel(BuiltFromOwnBatch, keras.Model):
 
     def _deployed(self) -> list[tf.Tensor]:
         values = [factor.read() for factor in self._factors()]
-        compiled = bool(getattr(self, "jit_compile", False))
+        compiled = bool(getattr(self, "jit_compile", False)) or inside_xla()
         for constraint in reversed(self.constraints):
             deploy = partial(constraint.deploy, compiled=compiled)
             values = constrained(self.kernels, deploy, values)
@@ -334,40 +356,8 @@ class CompressedModel(BuiltFromOwnBatch, keras.Model):
 
     # --- fit and saving -----------------------------------------------------------------------
 
-    def fit(self, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
-        """Trains, as `keras.Model.fit`.
-
-        Raises:
-            ValueError: if a schedule refers to the planned steps and no `UpdateCompression`
-                callback is there to plan them; or if inputs lie outside the attack's bounds.
-        """
-        inside = getattr(callbacks, "callbacks", callbacks) or []
-        inside = inside if isinstance(inside, (list, tuple)) else [inside]
-        choose_monitor_modes(inside)
-        plans = any(getattr(callback, "plans_compression", False) for callback in inside)
-        if not plans and not self.horizon and any(c.needs_horizon for c in self.constraints):
-            raise ValueError(
-                "A schedule is given as a fraction of the planned steps. Add `callbacks="
-                "[tfmot_atmc.callbacks.UpdateCompression()]` to fit(), or give it in steps."
-            )
-        with remembered_data(self, args, kwargs):
-            return self._guarded(super().fit, *args, callbacks=callbacks, **kwargs)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluates on clean and attacked inputs, as `keras.Model.evaluate`."""
-        return self._guarded(super().evaluate, *args, **kwargs)
-
     def _own_batch(self, iterator: Any) -> Any:
         return distribution.own_batch(self.distribute_strategy, iterator)
-
-    def _guarded(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except tf.errors.InvalidArgumentError as error:
-            message = bounds_message(error)
-            if message is None:
-                raise
-            raise ValueError(message) from error
 
     def get_config(self) -> dict[str, Any]:
         with plain_layers([kernel.layer for kernel in self.kernels]):

@@ -48,6 +48,7 @@ class CompressionReport:
         dense_parameters: parameters of the dense kernels that are compressed.
         empty: layers whose kernel is zero, so that nothing passes through them.
         model_parameters: all numbers of the uncompressed model; 0 where that is not known.
+        dropped: which methods of the model's own are not called, such as `train_step`; or "".
     """
 
     layers: tuple[LayerDecision, ...]
@@ -55,6 +56,7 @@ class CompressionReport:
     dense_parameters: int
     empty: tuple[str, ...] = ()
     model_parameters: int = 0
+    dropped: str = ""
 
     @property
     def nonzeros(self) -> int:
@@ -153,6 +155,8 @@ class CompressionReport:
             )
         if self.empty:
             notes.append(f"Warning: nothing passes through {', '.join(self.empty)}. {ADVICE}")
+        if self.dropped:
+            notes.append(f"Warning: {self.dropped}")
         return notes
 
 

@@ -52,8 +52,8 @@ def find_slots(layer: keras.layers.Layer) -> list[Slot] | str:
 
     Returns:
         A list of slots, or a reason. A layer with `get_compressible_weights` decides itself; of
-        the others Dense, Conv1D and Conv2D are factorizable unless grouped, and grouped and
-        depthwise convolutions compressible.
+        the others Dense, Conv1D and Conv2D are factorizable unless grouped or with a
+        `kernel_constraint`, and grouped and depthwise convolutions compressible.
     """
     if not layer.built:
         return "not built"
@@ -72,7 +72,8 @@ def find_slots(layer: keras.layers.Layer) -> list[Slot] | str:
         return "normalisation or embedding"
     if isinstance(layer, (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D)):
         variable = plain_kernel(layer)
-        return [Slot(layer, "kernel", variable, getattr(layer, "groups", 1) == 1)]
+        whole = getattr(layer, "groups", 1) == 1 and variable.constraint is None
+        return [Slot(layer, "kernel", variable, whole)]
     if isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):
         return [Slot(layer, "kernel", layer.kernel, False)]
     return "no rule for this layer; give it get_compressible_weights()"

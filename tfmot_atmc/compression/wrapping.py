@@ -43,6 +43,12 @@ _COMPOSED: contextvars.ContextVar[dict[int, tf.Tensor] | None] = contextvars.Con
 )
 
 
+_BOUND = (
+    "not factorised, for its kernel_constraint is meant for the whole kernel; it acts at each step "
+    "before the budget and the codebook do"
+)
+
+
 @dataclass(frozen=True)
 class LayerDecision:
     """What was done with one layer.
@@ -51,7 +57,7 @@ class LayerDecision:
         layer: the layer's path in the model.
         type: the layer's class name.
         action: `"factorized"`, `"compressed"` or `"left alone"`.
-        reason: why it was left alone; empty otherwise.
+        reason: why it was left alone or not factorised; empty otherwise.
         parameters: number of parameters of the kernels (all weights, when left alone).
     """
 
@@ -72,6 +78,7 @@ class WrappedKernel:
     kernel: Kernel
     costs: dict[str, float] = field(default_factory=dict)
     variables: dict[str, keras.Variable] = field(default_factory=dict)
+    regularizer: Callable[[Any], Any] | None = None
 
     @property
     def name(self) -> str:
@@ -106,12 +113,15 @@ class WrappedKernel:
             values = {part: tf.convert_to_tensor(v.value) for part, v in self.variables.items()}
         return self.kernel.compose(values)
 
-    def read(self) -> tf.Tensor:
-        """Returns what the layer multiplies with, in the layer's compute dtype."""
+    def whole(self) -> tf.Tensor:
+        """Returns the kernel, as it is composed for the calls of this context."""
         composed = _COMPOSED.get()
         value = None if composed is None else composed.get(id(self))
-        value = self.compose() if value is None else value
-        return tf.cast(value, self.layer.compute_dtype)
+        return self.compose() if value is None else value
+
+    def read(self) -> tf.Tensor:
+        """Returns what the layer multiplies with, in the layer's compute dtype."""
+        return tf.cast(self.whole(), self.layer.compute_dtype)
 
 
 @contextlib.contextmanager
@@ -137,6 +147,12 @@ def composed_kernels(
         yield
     finally:
         _COMPOSED.reset(token)
+
+
+def holds_composed(kernels: Sequence[WrappedKernel]) -> bool:
+    """Tells whether this is a context in which all these kernels are composed already."""
+    composed = _COMPOSED.get()
+    return composed is not None and all(id(kernel) in composed for kernel in kernels)
 
 
 def counted(kernels: Sequence[WrappedKernel], values: Sequence[Any] | None = None) -> list[Any]:
@@ -178,7 +194,8 @@ def wrap_kernels(
             continue
         chosen.append(found)
         size = sum(int(np.prod(slot.variable.shape)) for slot in found)
-        decisions.append(LayerDecision(path, cls, "compressed", "", size))
+        bound = any(slot.variable.constraint is not None for slot in found)
+        decisions.append(LayerDecision(path, cls, "compressed", _BOUND if bound else "", size))
     wrapped = _wrapped(model, chosen, method)
     factorized = {k.layer.path for k in wrapped if not isinstance(k.kernel, PlainKernel)}
     decisions = [
@@ -314,6 +331,8 @@ def _wrap_layer(
     made = []
     for slot, (site, kernel) in zip(slots, planned, strict=True):
         wrapped = WrappedKernel(site, layer, slot.attribute, kernel)
+        # It is meant for the kernel, not for one of its factors.
+        wrapped.regularizer, slot.variable.regularizer = slot.variable.regularizer, None
         values = kernel.initial_values(keras.ops.convert_to_numpy(slot.variable))
         with unlocked(layer):
             for part, value in values.items():
@@ -370,28 +389,3 @@ def plain_layers(layers: Sequence[keras.layers.Layer]) -> Iterator[None]:
         for layer, cls, variables in changed:
             layer.__class__ = cls
             set_own_variables(layer, variables)
-
-
-@contextlib.contextmanager
-def plain_model(
-    kernels: Sequence[WrappedKernel], values: Sequence[tf.Tensor | np.ndarray]
-) -> Iterator[None]:
-    """Makes a wrapped model a plain one inside the context, with kernels composed from values.
-
-    Args:
-        kernels: the wrapped kernels of the model.
-        values: one tensor or array for every factor of every kernel.
-    """
-    position, kept = 0, []
-    for kernel in kernels:
-        mine = dict(zip(kernel.variables, values[position:], strict=False))
-        position += len(kernel.variables)
-        variable = kernel.variables[kernel.kernel.main]
-        kept.append((variable, keras.ops.convert_to_numpy(variable)))
-        variable.assign(kernel.compose(mine))
-    try:
-        with plain_layers([kernel.layer for kernel in kernels]):
-            yield
-    finally:
-        for variable, value in kept:
-            variable.assign(value)

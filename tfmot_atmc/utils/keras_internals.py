@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
 
 __all__ = [
     "BuiltFromOwnBatch",
@@ -20,6 +21,7 @@ __all__ = [
     "has_graph",
     "inner_layers",
     "input_structure",
+    "inside_xla",
     "lambda_output_shape",
     "layer_state",
     "loss_axis",
@@ -28,6 +30,7 @@ __all__ = [
     "loss_weights",
     "nodes_by_depth",
     "overrides",
+    "own_loss",
     "own_state",
     "own_trainable_variables",
     "own_variables",
@@ -242,3 +245,21 @@ def already_averaged(optimizer: Any) -> Iterator[None]:
         yield
     finally:
         del inner.__dict__[_REDUCTION]
+
+
+def inside_xla() -> bool:
+    """Tells whether what is traced now is for XLA, as by `tf.function(jit_compile=True)`."""
+    graph = tf.compat.v1.get_default_graph()
+    return bool(control_flow_util.GraphOrParentsInXlaContext(graph))
+
+
+def own_loss(model: keras.Model, wrapper: keras.Model, *arguments: Any) -> Any:
+    """Returns what a model's own `compute_loss` makes of a loss that is compiled in a wrapper.
+
+    Args:
+        model: the model inside; what it asks its super class for is the wrapper's loss.
+        wrapper: the model around it, compiled.
+        *arguments: x, y, outputs, sample weights, and whether it is training.
+    """
+    model.__dict__["_compile_loss"] = wrapper._compile_loss
+    return model._compute_loss(*arguments)
