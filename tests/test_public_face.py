@@ -4,11 +4,13 @@
 import os
 import subprocess
 import sys
+import warnings
 
 import public_api
 import pytest
 
 import tfmot_atmc as atmc
+from tfmot_atmc import cli
 from tfmot_atmc.cli import declared, flags
 from tfmot_atmc.compression.deploy import OBJECTIVES
 from tfmot_atmc.compression.quantization import WAYS
@@ -134,3 +136,18 @@ def test_an_attack_by_name_takes_its_arguments_and_leaves_the_methods():
         atmc.compress(model, atmc.methods.ATMC(ratio=0.1), attack="fgsm", epsilon=0.1, bits=4)
     with pytest.raises(ValueError, match="Unknown attack 'pdg'"):
         atmc.compress(model, attack="pdg", epsilon=0.1)
+
+
+def test_a_command_shows_users_warnings_in_one_line_and_programmers_not(monkeypatch, capsys):
+    class Warns:
+        after_interrupt = ""
+
+        def run(self, rest, console):
+            warnings.warn("nothing passes", stacklevel=1)
+            warnings.warn("old", DeprecationWarning, stacklevel=1)
+
+    monkeypatch.setitem(cli._COMMANDS, "warns", Warns())
+    before = warnings.showwarning
+    assert cli.main(["warns"]) == 0
+    assert capsys.readouterr().err == "Warning: nothing passes\n"
+    assert warnings.showwarning is before

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags as absl_flags
 from rich.console import Console
@@ -86,7 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     debug = "--debug" in arguments
-    with contextlib.nullcontext() if debug else native_messages_held():
+    if debug:
+        return _answer(arguments, debug)
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # its advice is for our code
+    with native_messages_held(), warnings.catch_warnings():
+        warnings.showwarning = _show_warning
         return _answer(arguments, debug)
 
 
@@ -113,6 +119,20 @@ def _answer(arguments: list[str], debug: bool) -> int:
         _fail(errors, str(error) or type(error).__name__)
         return 2
     return 0
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    """Shows what a user should know; what is for programmers (deprecations) is left out."""
+    del filename, lineno, file, line
+    if issubclass(category, UserWarning):
+        make_console(stderr=True).print(Text(f"Warning: {message}"), soft_wrap=True)
 
 
 def _fail(console: Console, message: str) -> None:
