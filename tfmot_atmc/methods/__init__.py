@@ -8,6 +8,7 @@ from tfmot_atmc.methods.l0 import AL0
 from tfmot_atmc.methods.lowrank import ALR
 from tfmot_atmc.methods.objectives import AdversarialLoss, Objective, TradesLoss, get_objective
 from tfmot_atmc.methods.pruned import AP, NAP
+from tfmot_atmc.methods.small_dense import SmallDense
 from tfmot_atmc.methods.stages import Stage
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "CodebookMethod",
     "Method",
     "Objective",
+    "SmallDense",
     "Stage",
     "TradesLoss",
     "class_of",

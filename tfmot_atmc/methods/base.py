@@ -32,6 +32,9 @@ class Method(Configurable, kind="method"):
     """What is minimised where the caller names no objective: an `Objective` or its name; None for
     the adversarial loss."""
 
+    narrows: bool = False
+    """Whether its network is a narrower one of the same family, as wide as the budget allows."""
+
     starts_dense: bool = True
     """Whether it starts from a dense model that has been trained, under attack if it is adversarial
     itself; recipes then train one first."""

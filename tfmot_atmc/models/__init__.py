@@ -21,6 +21,7 @@ import keras
 
 from tfmot_atmc.models.common import FanInUniform, SubsampleShortcut
 from tfmot_atmc.models.counting import count_kernel_weights, count_macs
+from tfmot_atmc.models.families import widest
 from tfmot_atmc.models.lenet import lenet, small_cnn
 from tfmot_atmc.models.mnist_cnn import compact_cnn, mnist_cnn
 from tfmot_atmc.models.resnet import (
@@ -40,6 +41,7 @@ __all__ = [
     "FanInUniform",
     "SubsampleShortcut",
     "autoencoder",
+    "builder",
     "cifar_resnet",
     "compact_cnn",
     "count_kernel_weights",
@@ -61,6 +63,7 @@ __all__ = [
     "small_cnn",
     "wide_resnet",
     "wide_resnet_16_8",
+    "widest",
 ]
 
 _BUILDERS: dict[str, Callable[..., keras.Model]] = {
@@ -93,6 +96,20 @@ def names() -> list[str]:
     return sorted(_BUILDERS)
 
 
+def builder(name: str) -> Callable[..., keras.Model]:
+    """Returns the builder of a network, such as `lenet`.
+
+    Args:
+        name: One of `names()`.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if name not in _BUILDERS:
+        raise ValueError(f"Unknown model {name!r}. Known models: {', '.join(names())}.")
+    return _BUILDERS[name]
+
+
 def get(name: str, **kwargs: Any) -> keras.Model:
     """Builds a network by name.
 
@@ -106,9 +123,7 @@ def get(name: str, **kwargs: Any) -> keras.Model:
     Raises:
         ValueError: If the name is unknown.
     """
-    if name not in _BUILDERS:
-        raise ValueError(f"Unknown model {name!r}. Known models: {', '.join(names())}.")
-    return _BUILDERS[name](**kwargs)
+    return builder(name)(**kwargs)
 
 
 def __dir__() -> list[str]:

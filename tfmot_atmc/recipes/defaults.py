@@ -4,7 +4,7 @@
 Example:
 
 >>> defaults("mnist").model, round(defaults("mnist").epsilon * 255)
-('lenet', 76)
+('mnist_cnn', 76)
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ class DatasetDefaults:
 
     Attributes:
         model: name of a network of `tfmot_atmc.models`.
+        family: name of the family of networks from which `small_dense` takes its own.
         epsilon: radius of the attacks, in input units.
         steps: steps of the training attack.
         dense_epochs: epochs of the dense start.
@@ -31,6 +32,7 @@ class DatasetDefaults:
     """
 
     model: str = "resnet20"
+    family: str = "compact_cnn"
     epsilon: float = 4 / 255
     steps: int = 7
     dense_epochs: int = 60
@@ -45,6 +47,7 @@ class DatasetDefaults:
 _DEFAULTS = {
     "digits": DatasetDefaults(
         model="small_cnn",
+        family="mnist_cnn",
         epsilon=0.15,
         steps=5,
         dense_epochs=20,
@@ -54,7 +57,7 @@ _DEFAULTS = {
         validation_fraction=0.1,
     ),
     "mnist": DatasetDefaults(
-        model="lenet",
+        model="mnist_cnn",
         epsilon=76 / 255,
         steps=3,
         dense_epochs=16,
@@ -63,7 +66,7 @@ _DEFAULTS = {
         augment=None,
     ),
     "fashion_mnist": DatasetDefaults(
-        model="lenet",
+        model="mnist_cnn",
         epsilon=0.1,
         steps=3,
         dense_epochs=16,

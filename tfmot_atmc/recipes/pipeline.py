@@ -16,9 +16,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmot_atmc import attacks, datasets, models
+from tfmot_atmc import attacks
 from tfmot_atmc.attacks import Attack
-from tfmot_atmc.compression.budget import BudgetPlan, FittedModel, fit_to_bytes, plan_budget
+from tfmot_atmc.compression.budget import (
+    BudgetPlan,
+    FittedModel,
+    fit_to_bytes,
+)
 from tfmot_atmc.compression.compress import strip_compression
 from tfmot_atmc.compression.deploy import deploy
 from tfmot_atmc.compression.model import CompressedModel
@@ -26,6 +30,7 @@ from tfmot_atmc.datasets.splits import Dataset
 from tfmot_atmc.evaluation import evaluate_robustness
 from tfmot_atmc.export import export_tflite
 from tfmot_atmc.recipes.defaults import defaults
+from tfmot_atmc.recipes.networks import load_keras, network_and_data, planned
 from tfmot_atmc.recipes.run import run_stages
 from tfmot_atmc.recipes.settings import CompressionSettings
 from tfmot_atmc.utils.figures import results_figure, save_figure
@@ -85,13 +90,13 @@ def run_compression(
     """
     settings = settings.resolved()
     say = log or (lambda line: None)
-    start, data = _start(settings)
+    start, data = network_and_data(settings)
     training_attack = _training_attack(settings)
-    plan = _plan(settings, start, say)
-    planned = settings if plan is None else dataclasses.replace(settings, ratio=plan.ratio)
+    start, plan = planned(settings, start, data, say)
+    chosen = settings if plan is None else dataclasses.replace(settings, ratio=plan.ratio)
     out = Path(str(settings.out))
     out.mkdir(parents=True, exist_ok=True)
-    trained, seconds = _train(planned, start, data, training_attack, verbose, say)
+    trained, seconds = _train(chosen, start, data, training_attack, verbose, say)
     final = strip_compression(trained) if isinstance(trained, CompressedModel) else trained
     dense = start
     if settings.dense_epochs:
@@ -178,23 +183,6 @@ def standard_attacks(epsilon: float) -> dict[str, Attack]:
     }
 
 
-def load_keras(path: str | Path) -> keras.Model:
-    """Loads a `.keras` file, compressed or plain, without its optimizer.
-
-    Args:
-        path: the file.
-
-    Raises:
-        FileNotFoundError: if it is not there.
-        ValueError: if it is not a Keras model.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no file {str(path)!r}.")
-    if Path(path).suffix != ".keras":
-        raise ValueError(f"Expected a .keras file. Received {str(path)!r}.")
-    return keras.saving.load_model(path, compile=False)
-
-
 class EpochLines(keras.callbacks.Callback):
     """Logs one line for every epoch, for where a progress bar cannot be shown.
 
@@ -210,45 +198,6 @@ class EpochLines(keras.callbacks.Callback):
         """Logs the epoch's metrics."""
         values = " ".join(f"{name} {float(value):.4f}" for name, value in (logs or {}).items())
         self._log(f"  epoch {epoch + 1}/{self.params['epochs']}: {values}")
-
-
-def _start(settings: CompressionSettings) -> tuple[keras.Model, Dataset]:
-    name = str(settings.model)
-    if name not in models.names() and not Path(name).is_file():
-        raise FileNotFoundError(
-            f"{name!r} is neither a .keras file nor one of {', '.join(models.names())}."
-        )
-    loaded = load_keras(name) if name not in models.names() else None
-    data = datasets.load(
-        settings.dataset,
-        validation_fraction=defaults(settings.dataset).validation_fraction,
-        data_dir=settings.data_dir,
-        limit=settings.limit,
-    )
-    if loaded is None:
-        arguments = {"input_shape": data.input_shape, "num_classes": data.num_classes}
-        return models.get(name, seed=settings.seed, **arguments), data
-    if isinstance(loaded, CompressedModel):
-        loaded = strip_compression(loaded)
-    if tuple(loaded.input_shape[1:]) != data.input_shape:
-        raise ValueError(
-            f"{name} takes inputs of shape {tuple(loaded.input_shape[1:])}, but those of "
-            f"{settings.dataset!r} have shape {data.input_shape}."
-        )
-    return loaded, data
-
-
-def _plan(
-    settings: CompressionSettings, start: keras.Model, say: Callable[[str], None]
-) -> BudgetPlan | None:
-    if settings.max_bytes is None:
-        return None
-    plan = plan_budget(start, settings.max_bytes)
-    say(
-        f"Planned for at most {plan.max_bytes:,} bytes: a ratio of {plan.ratio:.4f}, predicted to "
-        f"give {plan.predicted_bytes:,} (the smallest possible file: {plan.smallest_bytes:,})"
-    )
-    return plan
 
 
 def _fit(

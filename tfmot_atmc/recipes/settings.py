@@ -80,7 +80,7 @@ class CompressionSettings:
             ValueError: if a value is out of range or does not fit the others.
         """
         known, kind = defaults(self.dataset), methods.class_of(self.method)
-        model = self.model or known.model
+        model = self.model or (known.family if kind.narrows else known.model)
         filled: dict[str, Any] = {
             "model": model,
             "ratio": known.ratio if self.max_bytes is None else None,

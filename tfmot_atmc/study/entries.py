@@ -130,7 +130,7 @@ class MethodEntry:
     @property
     def only_starts(self) -> bool:
         """Whether the dense start, which every study measures, is all of it."""
-        return not self.make(0.5).stages(1)
+        return not self.make(0.5).stages(1, phases="all")
 
     def bits_in(self, bits: tuple[int, ...]) -> tuple[int, ...]:
         """Returns its bits in a study with `bits`; only 32 where it has no codebooks."""

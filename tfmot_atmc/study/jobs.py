@@ -188,9 +188,11 @@ def _expand_run(
         if entry.only_starts:
             continue
         for ratio, bits, stages in _paths(entry, dense, description):
-            job = _training(run, stages[:1], None, found)
+            narrows = methods.class_of(entry.method).narrows
+            own = {**run, "narrow": ratio} if narrows else run
+            job = _training(own, stages[:1], None, found)
             for end in range(2, len(stages) + 1):
-                job = _training(run, stages[:end], job, found)
+                job = _training(own, stages[:end], job, found)
             row = {"method": entry.name, "ratio": ratio, "bits": bits}
             later = stages[1:] if methods.name_of(stages[0].method) == DENSE else stages
             row["epochs"] = sum(stage.epochs for stage in later)

@@ -86,14 +86,8 @@ def _train(job: Job, jobs: Mapping[str, Job], out: Path, data_dir: str | None) -
             for ending in ("keras", "json"):
                 _link(folder_of(out, before) / f"{stage.name}.{ending}", folder)
     data = _data(run, data_dir)
-    model = models.get(
-        run["model"],
-        seed=run["seed"],
-        input_shape=data.input_shape,
-        num_classes=data.num_classes,
-    )
     run_stages(
-        model,
+        _network(run, data),
         job.stages,
         data,
         attack=attacks.get(run["attack"]),
@@ -105,6 +99,21 @@ def _train(job: Job, jobs: Mapping[str, Job], out: Path, data_dir: str | None) -
     )
     history = json.loads((folder / f"{job.stages[-1].name}.json").read_text())["history"]
     return {"last_epoch": {name: values[-1] for name, values in history.items() if values}}
+
+
+def _network(run: Mapping[str, Any], data: Dataset) -> keras.Model:
+    """Returns the network that a run starts from: a narrower one of its family if it says so."""
+    arguments = {"input_shape": data.input_shape, "num_classes": data.num_classes}
+    model = models.get(run["model"], seed=run["seed"], **arguments)
+    if "narrow" not in run:
+        return model
+    most = run["narrow"] * models.count_kernel_weights(model)
+    return models.widest(
+        models.builder(run["model"]),
+        lambda network: models.count_kernel_weights(network) <= most,
+        seed=run["seed"],
+        **arguments,
+    )
 
 
 def _link(source: Path, folder: Path) -> None:

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network that a run starts from: by name or from a file, as wide as the budget allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+
+from tfmot_atmc import datasets, methods, models
+from tfmot_atmc.compression.budget import BudgetPlan, plan_budget, plan_width
+from tfmot_atmc.compression.compress import strip_compression
+from tfmot_atmc.compression.model import CompressedModel
+from tfmot_atmc.datasets.splits import Dataset
+from tfmot_atmc.recipes.defaults import defaults
+from tfmot_atmc.recipes.settings import CompressionSettings
+
+__all__ = ["load_keras", "network_and_data", "planned"]
+
+
+def load_keras(path: str | Path) -> keras.Model:
+    """Loads a `.keras` file, compressed or plain, without its optimizer.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        ValueError: if it is not a Keras model.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no file {str(path)!r}.")
+    if Path(path).suffix != ".keras":
+        raise ValueError(f"Expected a .keras file. Received {str(path)!r}.")
+    return keras.saving.load_model(path, compile=False)
+
+
+def network_and_data(settings: CompressionSettings) -> tuple[keras.Model, Dataset]:
+    """Returns the network that a run starts from, and its data.
+
+    Args:
+        settings: resolved settings.
+
+    Raises:
+        FileNotFoundError: if `model` names a file that is not there.
+        ValueError: if the model does not take the data.
+    """
+    name = str(settings.model)
+    if name not in models.names() and not Path(name).is_file():
+        raise FileNotFoundError(
+            f"{name!r} is neither a .keras file nor one of {', '.join(models.names())}."
+        )
+    loaded = load_keras(name) if name not in models.names() else None
+    data = datasets.load(
+        settings.dataset,
+        validation_fraction=defaults(settings.dataset).validation_fraction,
+        data_dir=settings.data_dir,
+        limit=settings.limit,
+    )
+    if loaded is None:
+        arguments = {"input_shape": data.input_shape, "num_classes": data.num_classes}
+        return models.get(name, seed=settings.seed, **arguments), data
+    if isinstance(loaded, CompressedModel):
+        loaded = strip_compression(loaded)
+    if tuple(loaded.input_shape[1:]) != data.input_shape:
+        raise ValueError(
+            f"{name} takes inputs of shape {tuple(loaded.input_shape[1:])}, but those of "
+            f"{settings.dataset!r} have shape {data.input_shape}."
+        )
+    return loaded, data
+
+
+def planned(
+    settings: CompressionSettings, start: keras.Model, data: Dataset, say: Callable[[str], None]
+) -> tuple[keras.Model, BudgetPlan | None]:
+    """Returns the network to train, narrower where the method asks for it, and the plan.
+
+    Args:
+        settings: resolved settings.
+        start: the network that they name.
+        data: the data, whose shapes a narrower network takes.
+        say: called with a line on the plan.
+
+    Raises:
+        ValueError: if no network fits.
+    """
+    if methods.class_of(settings.method).narrows:
+        return _narrowed(settings, start, data, say)
+    if settings.max_bytes is None:
+        return start, None
+    plan = plan_budget(start, settings.max_bytes)
+    say(
+        f"Planned for at most {plan.max_bytes:,} bytes: a ratio of {plan.ratio:.4f}, predicted to "
+        f"give {plan.predicted_bytes:,} (the smallest possible file: {plan.smallest_bytes:,})"
+    )
+    return start, plan
+
+
+def _narrowed(
+    settings: CompressionSettings, start: keras.Model, data: Dataset, say: Callable[[str], None]
+) -> tuple[keras.Model, BudgetPlan | None]:
+    if settings.model not in models.names():
+        raise ValueError(
+            f"The method {settings.method!r} builds its network: give a name of "
+            f"`tfmot_atmc.models`. Received model={settings.model!r}."
+        )
+    builder, weights = models.builder(str(settings.model)), models.count_kernel_weights
+    arguments = {"input_shape": data.input_shape, "num_classes": data.num_classes}
+    if settings.max_bytes is None:
+        most = float(settings.ratio or 1) * weights(start)
+        found = models.widest(
+            builder, lambda network: weights(network) <= most, seed=settings.seed, **arguments
+        )
+        plan = None
+    else:
+        found, plan = plan_width(builder, settings.max_bytes, seed=settings.seed, **arguments)
+    predicted = "" if plan is None else f", predicted to give {plan.predicted_bytes:,} bytes"
+    say(f"The widest {settings.model} that fits: {weights(found):,} weights{predicted}")
+    return found, plan
