@@ -251,7 +251,12 @@ def test_numbers_may_be_fractions():
 
 def test_settings_take_the_datasets_defaults_and_keep_what_is_given():
     mnist = CompressionSettings(dataset="mnist", epsilon=0.2).resolved()
-    assert (mnist.model, mnist.epsilon, mnist.steps, mnist.dense_epochs) == ("lenet", 0.2, 3, 16)
+    assert (mnist.model, mnist.epsilon, mnist.steps, mnist.dense_epochs) == (
+        "mnist_cnn",
+        0.2,
+        3,
+        16,
+    )
     names = [stage.name for stage in mnist.stages()]
     assert names == ["dense", "atmc32", "hardened", "polished", "atmc8"]
     assert CompressionSettings(dataset="mnist", model="x.keras").resolved().dense_epochs == 0
