@@ -8,7 +8,14 @@ import tensorflow as tf
 from keras import layers
 
 from tests.test_budget import network
-from tfmot_atmc import compress, constraints, export_tflite, plan_budget, strip_compression
+from tfmot_atmc import (
+    compress,
+    constraints,
+    export_tflite,
+    plan_budget,
+    quantize_after_training,
+    strip_compression,
+)
 from tfmot_atmc.kernels import FactorizedKernel, Kernel, PlainKernel
 from tfmot_atmc.methods import AL0, ATMC, Method
 
@@ -291,3 +298,11 @@ def test_plain_kernels_describe_themselves():
         ).get_config()
         == {}
     )
+
+
+def test_a_model_with_a_frozen_layer_is_quantised(tmp_path):
+    small = compress(perceptron(), "al0", ratio=0.5)
+    small.kernels[0].layer.trainable = False
+    few = quantize_after_training(small, 2)
+    assert len(few.kernels) == 2 and not few.kernels[0].layer.trainable
+    assert few.compression_report().max_distinct <= 4

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfmot_atmc.compression.compress import strip_compression
 from tfmot_atmc.compression.model import CompressedModel
 from tfmot_atmc.compression.sites import find_slots
+from tfmot_atmc.compression.wrapping import trainable_again
 from tfmot_atmc.math import optimal_zero_kmeans, zero_kmeans
 from tfmot_atmc.methods import Method
 from tfmot_atmc.utils.cloning import copy_model
@@ -273,8 +274,9 @@ def _with_bits(method: Method, bits: int) -> Method:
 
 def _copy_compressed(model: CompressedModel, method: Method) -> CompressedModel:
     """Returns a copy under a method with the same kernels, with the state that both have."""
-    config = model.get_config()
-    copy = CompressedModel(**{**config, "model": strip_compression(model), "method": method})
+    config, plain = model.get_config(), strip_compression(model)
+    with trainable_again(plain, config.pop("frozen")):
+        copy = CompressedModel(**{**config, "model": plain, "method": method})
     copy.model.set_weights(model.model.get_weights())
     own = {variable.name: variable for variable in own_variables(copy)}
     for variable in own_variables(model):
