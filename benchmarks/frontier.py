@@ -3,20 +3,16 @@
 
     python benchmarks/frontier.py --train dense166k,s12k,s5k,s2k --work /tmp/frontier
     python benchmarks/frontier.py --slopes al0-plain,s5k --images 300 --work /tmp/frontier
-    python benchmarks/frontier.py --rank --images 200 --work /tmp/frontier
     python benchmarks/frontier.py --sizes s2k,s5k,al0-through --images 1000 --work /tmp/frontier
 
-The first trains the named runs of `RUNS` one after another, each in a folder of its own, with a
-model for every epoch. The second attacks models with slopes in the backward pass. The third
-compares the ranks that attacks give to all models there are, those of every epoch and the reference
-models too. The fourth exports models and gives bytes, clean accuracy and AutoAttack. Each figure is
-a file in the work folder; stopped and started again, a run goes on where it was. `--out` keeps the
-tables.
+The first trains the named runs of `RUNS` one after another, each in a folder of its own. The second
+attacks models with slopes in the backward pass. The third exports models and gives bytes, clean
+accuracy and AutoAttack. Each figure is a file in the work folder; stopped and started again, a run
+goes on where it was. `--out` keeps the tables.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -28,10 +24,11 @@ import numpy as np
 import tensorflow as tf
 from absl import app, flags
 from common import load_plain, show
-from scipy import stats
 
 import tfmot_atmc as atmc
 from tfmot_atmc import attacks, models, recipes
+from tfmot_atmc.constraints import CubicBudget
+from tfmot_atmc.methods import AL0, AdversarialLoss, Stage
 from tfmot_atmc.recipes.pipeline import load_keras
 from tfmot_atmc.utils.files import write_json
 
@@ -41,7 +38,6 @@ SLOPES = (None, 0.05, 0.2, 1.0)
 TRAIN = flags.DEFINE_list("train", [], "Names of runs, in order.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, batches and attacks.")
 SLOPED = flags.DEFINE_list("slopes", [], "Names of runs, to attack with slopes.")
-RANK = flags.DEFINE_bool("rank", False, "Compare the ranks that attacks give to all models.")
 SIZES = flags.DEFINE_list("sizes", [], "Names of runs, to export and to measure.")
 IMAGES = flags.DEFINE_integer("images", 300, "Test images, from the first.")
 OUT = flags.DEFINE_string("out", None, "Folder for the tables, as JSON.")
@@ -65,11 +61,12 @@ def dense(epochs: int, steps: int, network: str, **arguments: Any) -> Run:
     )
 
 
-def pruned(start: str, ratio: float, epochs: int, slope: float | None) -> Run:
-    """A-l0 from a dense start, with or without a slope in the backward pass of the attack."""
-    attack = attacks.PGD(epsilon=EPSILON, steps=5, backward_slope=slope)
-    stages = [dataclasses.replace(s, learning_rate=0.05) for s in recipes.l0_stages(ratio, epochs)]
-    return Run(start, stages, attack)
+def pruned(start: str, ratio: float, epochs: int, slope: float | None, through: bool) -> Run:
+    """A-l0 from a dense start, with a slope in the attack's backward pass, and in the weights'."""
+    loss = AdversarialLoss(0.2, backward_slope=slope if through else None)
+    method = AL0(ratio, schedule=CubicBudget(end=0.4), floors=0)
+    stage = Stage("l0", method, epochs, 0.05, clipnorm=5.0, objective=loss)
+    return Run(start, [stage], attacks.PGD(epsilon=EPSILON, steps=5, backward_slope=slope))
 
 
 RUNS = {
@@ -77,8 +74,9 @@ RUNS = {
     "s12k": dense(16, 3, "compact_cnn"),
     "s5k": dense(16, 3, "compact_cnn", filters=(6, 10), units=16),
     "s2k": dense(16, 3, "compact_cnn", filters=(4, 8), units=0),
-    "al0-plain": pruned("dense166k", 0.01, 4, None),
-    "al0-slope": pruned("dense166k", 0.01, 4, 0.05),
+    "al0-plain": pruned("dense166k", 0.01, 4, None, False),
+    "al0-slope": pruned("dense166k", 0.01, 4, 0.05, False),
+    "al0-through": pruned("dense166k", 0.01, 4, 0.05, True),
 }
 
 
@@ -93,7 +91,6 @@ def trained(name: str) -> keras.Model:
 
 def train(name: str, data: Any) -> None:
     run, out = RUNS[name], folder(name)
-    out.mkdir(parents=True, exist_ok=True)
     recipes.run_stages(
         trained(run.start) if isinstance(run.start, str) else run.start(SEED.value),
         run.stages,
@@ -103,19 +100,7 @@ def train(name: str, data: Any) -> None:
         out_dir=out,
         seed=SEED.value,
         verbose=2,
-        extra_callbacks=[KeepEpochs(out)],
     )
-
-
-class KeepEpochs(keras.callbacks.Callback):
-    """Keeps the plain model of every epoch, for `--rank`."""
-
-    def __init__(self, out: Path):
-        super().__init__()
-        self._out = out
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        atmc.strip_compression(self.model).save(self._out / f"epoch{epoch + 1:02d}.keras")
 
 
 def pgd40(slope: Any) -> attacks.Attack:
@@ -155,8 +140,8 @@ def slopes(names: Sequence[str], data: Any) -> list[dict[str, Any]]:
             found = measured(last(name), f"pgd40-{slope}", pgd40(slope), data)
             row |= {"clean": found["clean"], f"slope {slope or 0}": found["robust"]}
         row["auto"] = measured(last(name), "pgd40-auto", pgd40("auto"), data)["robust"]
-        exact = attacks.AutoAttack(epsilon=EPSILON)
-        row["AutoAttack"] = measured(last(name), "autoattack", exact, data)["robust"]
+        quick = attacks.QuickAutoAttack(epsilon=EPSILON)
+        row["QuickAutoAttack"] = measured(last(name), "quick", quick, data)["robust"]
         rows.append(row)
     return rows
 
@@ -169,48 +154,6 @@ def zero_share(path: Path, data: Any) -> float:
         tape.watch(images)
         value = loss(data.y_test[:100], model(images))
     return float(np.mean(tape.gradient(value, images).numpy() == 0))
-
-
-def ranks(data: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """All models under the attacks, and the correlation of the ranks that these give them."""
-    files = sorted(Path(WORK.value).glob(f"*-{SEED.value}/epoch*.keras"))
-    files += [_reference(name) for name in models.references.names() if name.startswith("lenet")]
-    chosen = {
-        "AutoAttack": attacks.AutoAttack(epsilon=EPSILON),
-        "QuickAutoAttack": attacks.QuickAutoAttack(epsilon=EPSILON),
-        "PGD-40": pgd40(None),
-        "PGD-10": attacks.PGD(
-            epsilon=EPSILON, steps=10, step_size=EPSILON / 6, backward_slope=None
-        ),
-    }
-    rows, seconds = [], {name: 0.0 for name in chosen}
-    for path in files:
-        row: dict[str, Any] = {"model": f"{path.parent.name}/{path.stem}"}
-        for name, attack in chosen.items():
-            found = measured(path, name.lower(), attack, data)
-            row |= {"clean": found["clean"], name: found["robust"]}
-            seconds[name] += found["cpu_seconds"]
-        rows.append(row)
-    truth = [row["AutoAttack"] for row in rows]
-    summary = [
-        {
-            "attack": name,
-            "rank correlation": float(stats.spearmanr([row[name] for row in rows], truth)[0]),
-            "above AutoAttack": float(np.mean([row[name] for row in rows]) - np.mean(truth)),
-            "CPU seconds a model": seconds[name] / len(rows),
-        }
-        for name in chosen
-    ]
-    return rows, summary
-
-
-def _reference(name: str) -> Path:
-    """A reference model, copied to the work folder so that its figures lie beside it."""
-    path = Path(WORK.value) / "references" / f"{name}.keras"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        models.references.load(name).save(path)
-    return path
 
 
 def sizes(names: Sequence[str], data: Any) -> list[dict[str, Any]]:
@@ -251,10 +194,6 @@ def main(_: list[str]) -> None:
     for name in TRAIN.value:
         train(name, data)
     keep("slopes", slopes(SLOPED.value, data))
-    if RANK.value:
-        rows, summary = ranks(data)
-        keep("models", rows)
-        keep("ranks", summary)
     keep("sizes", sizes(SIZES.value, data))
 
 

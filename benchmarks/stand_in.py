@@ -6,13 +6,14 @@
 trains small networks on 10,000 images, dense and sparse, under weak and strong attacks, with and
 without a slope in the backward pass; attacks each with AutoAttack, its stand-in and PGD; and gives
 the rank correlations. `--more NAME=FILE,...` adds trained models. Stopped and started again, it
-goes on where it was.
+goes on where it was; `--out` always holds what there is.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,23 +65,22 @@ def train(out: Path, start: keras.Model, stage: Stage, attack: attacks.Attack, d
     return plain
 
 
-def zoo(data: Any) -> dict[str, Path]:
-    """All models by name."""
-    found = {}
+def zoo(data: Any) -> Iterator[tuple[str, Path]]:
+    """All models with their names, each trained when it is asked for."""
+    yield from ((name, Path(path)) for name, path in named_files(MORE.value).items())
     for name, (network, arguments) in NETWORKS.items():
         for kind, (share, epochs) in DENSE.items():
             attack = attacks.PGD(epsilon=share * EPSILON, steps=3, backward_slope=None)
-            path = Path(WORK.value) / f"{name}-{kind}"
             start = models.get(network, seed=0, **arguments)
-            found[f"{name} {kind}"] = train(path, start, recipes.dense_stage(epochs), attack, data)
-        dense = load_plain(str(found[f"{name} strong"]))
-        for kind, slope in SPARSE.items():
+            stage = recipes.dense_stage(epochs)
+            dense = train(Path(WORK.value) / f"{name}-{kind}", start, stage, attack, data)
+            yield f"{name} {kind}", dense
+        for kind, slope in SPARSE.items():  # from the strong one
             attack = attacks.PGD(epsilon=EPSILON, steps=3, backward_slope=slope)
             loss = AdversarialLoss(0.2, backward_slope=slope)
             stage = Stage("l0", AL0(ratio=0.2), 3, 0.05, clipnorm=5.0, objective=loss)
-            path = Path(WORK.value) / f"{name}-{kind}"
-            found[f"{name} {kind}"] = train(path, dense, stage, attack, data)
-    return found | {name: Path(path) for name, path in named_files(MORE.value).items()}
+            start, path = load_plain(str(dense)), Path(WORK.value) / f"{name}-{kind}"
+            yield f"{name} {kind}", train(path, start, stage, attack, data)
 
 
 def measure(name: str, path: Path, data: Any) -> dict[str, Any]:
@@ -108,13 +108,20 @@ def main(_: list[str]) -> None:
         tf.config.threading.set_inter_op_parallelism_threads(1)
     Path(WORK.value).mkdir(parents=True, exist_ok=True)
     data = atmc.datasets.load("mnist", validation_fraction=0.02, limit=EXAMPLES.value)
-    rows = []
-    for name, path in zoo(data).items():
+    rows: list[dict[str, Any]] = []
+    for name, path in zoo(data):
         rows.append(measure(name, path, data))
         print({key: value for key, value in rows[-1].items() if "seconds" not in key}, flush=True)
+        if OUT.value:
+            keep(rows)
     show("models", [{k: v for k, v in row.items() if "seconds" not in k} for row in rows])
+    show("ranks", ranks(rows))
+
+
+def ranks(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """How each attack ranks the models beside AutoAttack, and what it costs."""
     exact = [row["AutoAttack"] for row in rows]
-    ranks = [
+    return [
         {
             "attack": label,
             "rank correlation": float(stats.spearmanr([row[label] for row in rows], exact)[0]),
@@ -123,13 +130,14 @@ def main(_: list[str]) -> None:
         }
         for label in MEASURES
     ]
-    show("ranks", ranks)
-    if OUT.value:
-        Path(OUT.value).mkdir(parents=True, exist_ok=True)
-        write_json(
-            Path(OUT.value) / "stand_in.json",
-            {"images": IMAGES.value, "models": rows, "ranks": ranks},
-        )
+
+
+def keep(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes what there is; from three models on with the ranks."""
+    out = Path(str(OUT.value))
+    out.mkdir(parents=True, exist_ok=True)
+    found = {"images": IMAGES.value, "models": rows}
+    write_json(out / "stand_in.json", found | ({"ranks": ranks(rows)} if len(rows) > 2 else {}))
 
 
 if __name__ == "__main__":
