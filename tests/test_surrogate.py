@@ -12,6 +12,8 @@ from tfmot_atmc.attacks import surrogate
 from tfmot_atmc.attacks.outputs import cross_entropy, logits_function
 from tfmot_atmc.attacks.problem import Problem
 from tfmot_atmc.methods.objectives import AdversarialLoss
+from tfmot_atmc.recipes import pipeline
+from tfmot_atmc.recipes.settings import CompressionSettings
 
 SLOPE = 0.25
 # What follows a dense layer, and the part of its gradient that is plain at -2, 1 and 9.
@@ -247,3 +249,20 @@ def test_the_slope_of_an_objective_is_refused_where_it_cannot_be():
             AdversarialLoss(0.5, backward_slope=bad)
     kept = AdversarialLoss(0.5, backward_slope=0.1).get_config()
     assert kept == {"clean_weight": 0.5, "backward_slope": 0.1}
+
+
+def test_a_run_passes_its_slope_to_the_attack_and_to_what_follows_the_dense_start():
+    settings = CompressionSettings(dataset="mnist", method="al0", backward_slope=0.05).resolved()
+    dense, pruned = settings.stages()
+    assert dense.objective is None and pruned.objective.backward_slope == 0.05
+    assert pruned.objective.clean_weight == 0.2
+    assert pipeline._training_attack(settings).backward_slope == 0.05
+    plain = CompressionSettings(dataset="mnist", method="al0").resolved()
+    assert plain.stages()[1].objective.backward_slope is None
+    assert pipeline._training_attack(plain).backward_slope == "auto"
+    for options, message in (
+        ({"backward_slope": 2.0}, r"a number in \(0, 1\]"),
+        ({"backward_slope": 0.1, "objective": "trades"}, "does not go with the objective 'trades'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            CompressionSettings(**options).resolved()

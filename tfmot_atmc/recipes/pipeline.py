@@ -231,9 +231,11 @@ def _budget(plan: BudgetPlan, fitted: FittedModel) -> dict[str, Any]:
 
 
 def _training_attack(settings: CompressionSettings) -> Attack:
+    slope = settings.backward_slope
+    sloped: dict[str, Any] = {} if slope is None else {"backward_slope": slope}
     if settings.attack.lower() == "atta":  # `run_stages` knows the data it carries them through
-        return attacks.ATTA(epsilon=settings.epsilon, steps=settings.steps or 1)
-    return make_attack(settings.attack, settings.epsilon, settings.steps)
+        return attacks.ATTA(epsilon=settings.epsilon, steps=settings.steps or 1, **sloped)
+    return make_attack(settings.attack, settings.epsilon, settings.steps, **sloped)
 
 
 def _train(

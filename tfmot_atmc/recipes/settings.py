@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from tfmot_atmc import attacks, methods, models
 from tfmot_atmc.math import parse_bytes
-from tfmot_atmc.methods import Method
+from tfmot_atmc.methods import AdversarialLoss, Method
 from tfmot_atmc.recipes.defaults import defaults
 from tfmot_atmc.recipes.stages import Stage, check_optimizer, dense_stage
 
@@ -38,6 +38,8 @@ class CompressionSettings:
         steps: steps of the training attack, where it takes steps.
         objective: the loss is that on attacked inputs; on half attacked and half clean ones; or
             that of TRADES, which goes with the attack of that name.
+        backward_slope: slope in (0, 1], in the backward pass alone, of activations that are off: of
+            the training attack, and after the dense start of the weights' gradients; such as 0.05.
         preset: stages of training; paper for those of the authors' code.
         dense_epochs: epochs of the dense start; by default 0 for a `.keras` file.
         epochs: epochs of the pruning stage.
@@ -62,6 +64,7 @@ class CompressionSettings:
     attack: str = "pgd"
     steps: int | None = None
     objective: Literal["adversarial", "half", "trades"] = "adversarial"
+    backward_slope: float | None = None
     preset: Literal["default", "paper"] = "default"
     dense_epochs: int | None = None
     epochs: int | None = None
@@ -105,6 +108,10 @@ class CompressionSettings:
         self._check_taken("layer_exponent", self.layer_exponent is not None)
         self._check_taken("floors", self.floors is not None)
         self._check_taken("ratio", self.max_bytes is not None, "max_bytes")
+        if self.backward_slope is not None:
+            AdversarialLoss(backward_slope=self.backward_slope)  # refuses values out of range
+            if self.objective == "trades":
+                raise ValueError("`backward_slope` does not go with the objective 'trades'.")
         ratio = 1.0 if self.ratio is None else self.ratio
         if not 0 < ratio <= 1:
             raise ValueError(f"`ratio` must lie in (0, 1]. Received {ratio!r}.")
@@ -181,5 +188,8 @@ class CompressionSettings:
     def _adapted(self, stage: Stage) -> Stage:
         """Returns a stage after the dense start at the settings' rate and with their optimizer."""
         stage = stage.with_optimizer(self.optimizer or stage.optimizer)
+        if self.backward_slope is not None and isinstance(stage.objective, AdversarialLoss):
+            loss = stage.objective.but(backward_slope=self.backward_slope)
+            stage = dataclasses.replace(stage, objective=loss)
         factor = 1.0 if self.learning_rate is None else self.learning_rate
         return dataclasses.replace(stage, learning_rate=factor * stage.learning_rate)
