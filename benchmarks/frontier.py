@@ -30,6 +30,7 @@ from tfmot_atmc import attacks, models, recipes
 from tfmot_atmc.constraints import CubicBudget
 from tfmot_atmc.methods import AL0, AdversarialLoss, Stage
 from tfmot_atmc.recipes.pipeline import load_keras
+from tfmot_atmc.slimming import slim_model
 from tfmot_atmc.utils.files import write_json
 
 EPSILON = 76 / 255
@@ -107,13 +108,15 @@ def pgd40(slope: Any) -> attacks.Attack:
     return attacks.PGD(epsilon=EPSILON, steps=40, step_size=EPSILON / 6, backward_slope=slope)
 
 
-def measured(model: Path, label: str, attack: attacks.Attack, data: Any) -> dict[str, Any]:
+def measured(
+    model: Path, label: str, attack: attacks.Attack, data: Any, **options: Any
+) -> dict[str, Any]:
     """Accuracy under one attack, its cost, and the accuracy after each of its parts; kept."""
     kept = model.with_name(f"{model.stem}.{label}-{IMAGES.value}.json")
     if not kept.exists():
-        network = load_plain(str(model))
+        network = slim_model(load_plain(str(model)))  # the same function, cheaper
         images, labels = data.x_test[: IMAGES.value], data.y_test[: IMAGES.value]
-        common: dict[str, Any] = {"attacks": attack, "checks": False, "verbose": 0}
+        common: dict[str, Any] = {"attacks": attack, "checks": False, "verbose": 0, **options}
         atmc.evaluate_robustness(network, (images[:10], labels[:10]), **common)  # traces
         start = time.process_time()
         report = atmc.evaluate_robustness(network, (images, labels), **common)
@@ -162,10 +165,10 @@ def sizes(names: Sequence[str], data: Any) -> list[dict[str, Any]]:
     for name in names:
         plain = load_plain(str(last(name)))
         exact = attacks.AutoAttack(epsilon=EPSILON)
+        parts = measured(last(name), "autoattack", exact, data, batch_size=100)["parts"]
         file = atmc.export_tflite(plain, folder(name) / "model.tflite", values="int8")
         plain.compile(metrics=["accuracy"])
         _, clean = plain.evaluate(data.x_test, data.y_test, batch_size=500, verbose=0)
-        parts = measured(last(name), "autoattack", exact, data)["parts"]
         row = {
             "run": name,
             "weights": sum(int(np.count_nonzero(w)) for w in plain.get_weights() if w.ndim > 1),

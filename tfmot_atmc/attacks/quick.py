@@ -21,10 +21,10 @@ class QuickAutoAttack(Attack):
     """A few steps and queries of what AutoAttack takes many of, each on what is left.
 
     APGD on the cross-entropy; targeted APGD, with a slope in the backward pass for activations that
-    are off; then Square. It ranks models as AutoAttack does (docs/frontier.md), at a small part of
-    its cost; the accuracy itself is above AutoAttack's. `evaluate_robustness` reports its parts one
-    by one. As an attack of validation it runs within the graph, but not under XLA, since it drops
-    examples as they break.
+    are off; then Square. It costs a small part of AutoAttack, and is there to choose between models
+    and epochs (benchmarks/stand_in.py compares the ranks); the accuracy itself is above
+    AutoAttack's. `evaluate_robustness` reports its parts one by one. As an attack of validation it
+    runs within the graph, but not under XLA, since it drops examples as they break.
 
     Args:
         epsilon: Radius in input units, a scalar.
