@@ -47,14 +47,14 @@ class APGD(Attack):
     with half the step.
 
     Args:
-        epsilon: Radius in input units, a scalar or, for l-infinity, one value a channel.
-        steps: Number of steps, at least 1.
-        restarts: Number of random starts; each takes only the examples that are left.
+        epsilon: radius in input units, a scalar or, for l-infinity, one value a channel.
+        steps: number of steps, at least 1.
+        restarts: number of random starts; each takes only the examples that are left.
         objective: `"ce"`, the cross-entropy (or the attack's own `loss`); `"dlr"`, the
             difference-of-logits ratio, from three classes on; or `"margin"`, the difference of
             logits itself.
-        rho: Share of a window's steps in which the loss must rise, in (0, 1).
-        eot: Gradients averaged in every step, for models that are random.
+        rho: share of a window's steps in which the loss must rise, in (0, 1).
+        eot: gradients averaged in every step, for models that are random.
         **kwargs: `norm`, `bounds`, `seed` and `loss`, see `Attack`.
 
     Raises:
@@ -254,10 +254,10 @@ class APGDT(APGD):
     Any misclassification is a success. A run takes only the examples that are left.
 
     Args:
-        num_targets: How many classes, in the order of the clean input's logits; at most all others.
+        num_targets: how many classes, in the order of the clean input's logits; at most all others.
         objective: `"dlr"`, the targeted difference-of-logits ratio, from four classes on; or
             `"margin"`, the difference of the two logits itself.
-        **kwargs: As `APGD`.
+        **kwargs: as `APGD`.
 
     Source: as `APGD`.
     """

@@ -26,9 +26,9 @@ class Keyed(NamedTuple):
     """Images of a batch, with the key by which `ATTA` finds their perturbations.
 
     Attributes:
-        image: Floating `[batch, ...]`, what the model is to see: cropped and mirrored already.
-        index: Integers `[batch]`, which examples of the training set; no example twice.
-        window: Integers `[batch, 3]`: rows and columns of the padded image that the crop leaves
+        image: floating `[batch, ...]`, what the model is to see: cropped and mirrored already.
+        index: integers `[batch]`, which examples of the training set; no example twice.
+        window: integers `[batch, 3]`: rows and columns of the padded image that the crop leaves
             out at the top and at the left, and 1 where the crop was mirrored afterwards.
     """
 
@@ -53,20 +53,20 @@ class ATTA(Attack):
     run that may be interrupted. A copy of an attack starts with an empty store.
 
     Args:
-        epsilon: Radius in input units, a scalar or one value a channel.
-        num_examples: Number of examples of the training set. None, with `image_shape` None as
+        epsilon: radius in input units, a scalar or one value a channel.
+        num_examples: number of examples of the training set. None, with `image_shape` None as
             well, for an attack that `run_stages` sizes for its data, or `sized` for yours.
-        image_shape: Shape of an image that the model sees, `(height, width, channels)`; or any
+        image_shape: shape of an image that the model sees, `(height, width, channels)`; or any
             shape where there is neither padding nor downsampling nor mirroring.
-        steps: Steps at each visit of an example.
-        first_steps: Steps at its first visit and after each reset, if more than `steps`. A model
+        steps: steps at each visit of an example.
+        first_steps: steps at its first visit and after each reset, if more than `steps`. A model
             that resists already forgets it within an epoch of single steps from noise.
-        step_size: Step in input units; None is `epsilon / 2`.
-        padding: Pixels by which augmentation pads an image on each side before it crops.
-        downsample: Side of the blocks of which only the average is stored; 1 stores all.
-        reset_every: Visits of an example (that is, epochs) after which its perturbation is drawn
+        step_size: step in input units; None is `epsilon / 2`.
+        padding: pixels by which augmentation pads an image on each side before it crops.
+        downsample: side of the blocks of which only the average is stored; 1 stores all.
+        reset_every: visits of an example (that is, epochs) after which its perturbation is drawn
             anew; None for never.
-        max_bytes: Most bytes that the store may take.
+        max_bytes: most bytes that the store may take.
         **kwargs: `bounds`, `seed` and `loss`, see `Attack`.
 
     Raises:
@@ -133,10 +133,10 @@ class ATTA(Attack):
         """Returns adversarial inputs, and with `Keyed` ones stores their perturbations.
 
         Args:
-            model: As of `Attack`.
+            model: as of `Attack`.
             x: `Keyed`, or plain inputs.
-            y: As of `Attack`.
-            seed: As of `Attack`; of the perturbation at an example's first visit.
+            y: as of `Attack`.
+            seed: as of `Attack`; of the perturbation at an example's first visit.
 
         Returns:
             `Keyed` with the adversarial images and the same key, or inputs like `x`.
@@ -179,9 +179,9 @@ class ATTA(Attack):
         """Returns the same attack for a training set, with an empty store.
 
         Args:
-            num_examples: Number of its examples.
-            image_shape: Shape of one, as the model sees it.
-            padding: As of the class; None for this attack's own.
+            num_examples: number of its examples.
+            image_shape: shape of one, as the model sees it.
+            padding: as of the class; None for this attack's own.
 
         Raises:
             ValueError: the store would take more than `max_bytes`, or an argument is out of range.
@@ -220,7 +220,7 @@ class ATTA(Attack):
         """Writes the store to a file, whole or not at all.
 
         Args:
-            path: A name ending in `.npz`.
+            path: a name ending in `.npz`.
         """
         with written_whole(path) as partial, open(partial, "wb") as file:
             np.savez(file, store=self.store.numpy(), visits=self.visits.numpy())
@@ -248,7 +248,7 @@ class ATTA(Attack):
 
         Args:
             x: `Keyed`, or a nest of tensors.
-            training: Plain inputs are refused.
+            training: plain inputs are refused.
 
         Raises:
             ValueError: `training` with inputs that have no key.
@@ -306,7 +306,7 @@ class ATTA(Attack):
         """Returns the same attack on another loss, with the same store.
 
         Args:
-            loss: Callable `(y, logits) -> [batch]` to be maximised.
+            loss: callable `(y, logits) -> [batch]` to be maximised.
         """
         other = ATTA(**{**self.get_config(), "loss": loss})
         if self.num_examples is not None:

@@ -31,16 +31,16 @@ class AutoAttack(Attack):
     which need more, give way to the difference of logits: `"apgd-t-margin"` in place of `"apgd-t"`.
 
     Args:
-        epsilon: Radius in input units, a scalar or, for l-infinity, one value a channel.
+        epsilon: radius in input units, a scalar or, for l-infinity, one value a channel.
         version: `"standard"`; `"plus"`, with restarts and the untargeted attacks as well; or
             `"rand"`, for models that are random: APGD with averaged gradients.
-        steps: Steps of APGD and FAB.
-        queries: Queries of Square.
+        steps: steps of APGD and FAB.
+        queries: queries of Square.
         **kwargs: `norm`, `bounds`, `seed` and `backward_slope`, see `Attack`. Unless it is given,
             the gradients are plain ones, for figures that compare with published ones.
 
     Attributes:
-        attacks: The parts by name, in the order they run, for four classes or more.
+        attacks: the parts by name, in the order they run, for four classes or more.
 
     Raises:
         ValueError: `version` is unknown, or an argument is out of range.
@@ -75,7 +75,7 @@ class AutoAttack(Attack):
         """Returns the parts by name, in the order they run.
 
         Args:
-            classes: Number of classes of the model.
+            classes: number of classes of the model.
 
         Example:
         >>> list(AutoAttack(epsilon=8 / 255).parts_for(2))

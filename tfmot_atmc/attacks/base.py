@@ -49,18 +49,18 @@ class Attack:
     lives. Treat an instance as immutable.
 
     Args:
-        epsilon: Radius of the ball in input units (8/255 for pixels in `[0, 1]`): a scalar, or for
+        epsilon: radius of the ball in input units (8/255 for pixels in `[0, 1]`): a scalar, or for
             l-infinity also one value a channel, that is along the last axis of every floating
             input.
         norm: `"linf"` or `"l2"`; the l2 norm of an example is taken over all its inputs.
-        targeted: The labels given are the classes wanted: the loss is minimised.
-        bounds: Pair `(low, high)` of the least and greatest legal input; scalars, values a
+        targeted: the labels given are the classes wanted: the loss is minimised.
+        bounds: pair `(low, high)` of the least and greatest legal input; scalars, values a
             channel, or None for no bound.
-        seed: Seed of all randomness; the same seed gives the same result.
-        loss: Callable `(y, logits) -> [batch]` to be maximised; None is the cross-entropy. If it
+        seed: seed of all randomness; the same seed gives the same result.
+        loss: callable `(y, logits) -> [batch]` to be maximised; None is the cross-entropy. If it
             has a method `wrong(y, logits)`, bool `[batch]`, that says what a success is, and
             labels need not be classes.
-        backward_slope: Slope, in the backward pass alone, of ReLUs that are off and of what
+        backward_slope: slope, in the backward pass alone, of ReLUs that are off and of what
             max-pooling leaves out, in (0, 1]; None for the plain gradients. `"auto"` looks at the
             gradient first, and takes a slope of 0.05 where most of it is exactly zero, as in a
             network of few weights: in a graph in place of the plain gradients, called eagerly for
@@ -137,8 +137,8 @@ class Attack:
         Args:
             model: Keras model, or any callable from inputs to logits `[batch, classes]`. A final
                 softmax is looked through where it can be found (`logits_of`).
-            x: Array or tensor, or a nest of them, batch first. Only floating ones are perturbed.
-            y: Class indices `[batch]` or `[batch, 1]`, or one-hot or soft labels
+            x: array or tensor, or a nest of them, batch first. Only floating ones are perturbed.
+            y: class indices `[batch]` or `[batch, 1]`, or one-hot or soft labels
                 `[batch, classes]`; which one is told from the rank and the last axis.
             seed: None for the attack's own seed, an int, or an integer tensor of shape `[2]`,
                 such as (seed, step) in a train step.
@@ -177,8 +177,8 @@ class Attack:
         """Returns the perturbed leaves; the one method a new attack must write.
 
         Args:
-            problem: Loss, gradients and projection; `problem.x` are the clean leaves.
-            seed: Integer tensor `[2]`; derive others from it by `fold_in`.
+            problem: loss, gradients and projection; `problem.x` are the clean leaves.
+            seed: integer tensor `[2]`; derive others from it by `fold_in`.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement `_perturb`.")
 
@@ -186,8 +186,8 @@ class Attack:
         """Returns what the model is to see of `x`: all of it, unless an attack says otherwise.
 
         Args:
-            x: Inputs as given to the attack.
-            training: They are those of a train step.
+            x: inputs as given to the attack.
+            training: they are those of a train step.
         """
         return x
 
@@ -199,7 +199,7 @@ class Attack:
         """Raises ValueError where concrete floating inputs hold NaNs or leave the bounds.
 
         Args:
-            x: Nest of arrays or eager tensors.
+            x: nest of arrays or eager tensors.
         """
         low, high = self.bounds
         for leaf in tf.nest.flatten(x):
@@ -254,7 +254,7 @@ class Attack:
         """Returns the same attack on another loss.
 
         Args:
-            loss: Callable `(y, logits) -> [batch]` to be maximised.
+            loss: callable `(y, logits) -> [batch]` to be maximised.
         """
         return type(self).from_config({**self.get_config(), "loss": loss})
 
@@ -265,7 +265,7 @@ class Attack:
         the attack does not take steps towards a maximum.
 
         Args:
-            times: Factor, at least 1.
+            times: factor, at least 1.
 
         Example:
         >>> from tfmot_atmc.attacks import PGD

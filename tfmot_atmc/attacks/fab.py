@@ -28,14 +28,14 @@ class FAB(Attack):
     run ends when all examples have a point within epsilon.
 
     Args:
-        epsilon: Radius in input units, a scalar or, for l-infinity, one value a channel; distances
+        epsilon: radius in input units, a scalar or, for l-infinity, one value a channel; distances
             are then measured in these.
-        steps: Number of steps, at least 1.
-        restarts: Number of starts, the first at the input itself; each takes only the examples
+        steps: number of steps, at least 1.
+        restarts: number of starts, the first at the input itself; each takes only the examples
             that are left.
-        alpha_max: Largest weight of the move that starts at the clean input, in [0, 1].
-        eta: How far beyond the hyperplane to go, at least 1.
-        beta: Share of the perturbation that a misclassified point keeps, in (0, 1).
+        alpha_max: largest weight of the move that starts at the clean input, in [0, 1].
+        eta: how far beyond the hyperplane to go, at least 1.
+        beta: share of the perturbation that a misclassified point keeps, in (0, 1).
         **kwargs: `norm`, `bounds` and `seed`, see `Attack`.
 
     Raises:
@@ -201,8 +201,8 @@ class FABT(FAB):
     Any misclassification within epsilon is a success.
 
     Args:
-        num_targets: How many classes, in the order of the clean input's logits; at most all others.
-        **kwargs: As `FAB`.
+        num_targets: how many classes, in the order of the clean input's logits; at most all others.
+        **kwargs: as `FAB`.
 
     Source: as `FAB`; targets as in Croce and Hein's AutoAttack, ICML 2020.
     """
@@ -244,10 +244,10 @@ def move_to_hyperplane(
 
     Args:
         points: float32 `[batch, entries]`, within the box.
-        normals: The same shape.
+        normals: the same shape.
         offsets: `[batch]`.
-        low: Least values, broadcasts against `points`; finite.
-        high: Greatest values; finite.
+        low: least values, broadcasts against `points`; finite.
+        high: greatest values; finite.
         norm: `"linf"` or `"l2"`.
 
     Returns:

@@ -24,9 +24,9 @@ class FGSM(Attack):
     examples", 2015; with a random start, Wong et al., "Fast is better than free", 2020.
 
     Args:
-        epsilon: Radius in input units, a scalar or one value a channel.
-        random_start: Start from a uniformly random point of the ball instead of `x`.
-        step_size: Step in input units; None is `epsilon`, or `1.25 * epsilon` after a random
+        epsilon: radius in input units, a scalar or one value a channel.
+        random_start: start from a uniformly random point of the ball instead of `x`.
+        step_size: step in input units; None is `epsilon`, or `1.25 * epsilon` after a random
             start.
         **kwargs: `norm`, `targeted`, `bounds`, `seed` and `loss`, see `Attack`.
 
@@ -78,8 +78,8 @@ class RFGSM(FGSM):
     trained with it may overfit to it suddenly; watch it with a PGD of some steps.
 
     Args:
-        random_start: Start from a uniformly random point of the ball.
-        **kwargs: As `FGSM`.
+        random_start: start from a uniformly random point of the ball.
+        **kwargs: as `FGSM`.
 
     Example:
     >>> RFGSM(epsilon=0.25).step_size

@@ -78,7 +78,7 @@ def likely_targets(labels: tf.Tensor, logits: tf.Tensor, number: int) -> tf.Tens
     Args:
         labels: int64 class indices `[batch]`.
         logits: float32 `[batch, classes]`.
-        number: How many; fewer where the model has no more classes.
+        number: how many; fewer where the model has no more classes.
     """
     _, others = _split(labels, logits)
     return tf.cast(tf.math.top_k(others, min(number, logits.shape[-1] - 1)).indices, tf.int64)

@@ -23,10 +23,10 @@ class MIFGSM(Attack):
     better to other models than PGD.
 
     Args:
-        epsilon: Radius in input units, a scalar or one value a channel.
-        steps: Number of steps, at least 1.
-        step_size: Step in input units; None is `epsilon / steps`.
-        decay: Share of the sum that stays from step to step, at least 0.
+        epsilon: radius in input units, a scalar or one value a channel.
+        steps: number of steps, at least 1.
+        step_size: step in input units; None is `epsilon / steps`.
+        decay: share of the sum that stays from step to step, at least 0.
         **kwargs: `norm`, `targeted`, `bounds`, `seed` and `loss`, see `Attack`.
 
     Raises:

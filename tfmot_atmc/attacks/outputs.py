@@ -38,7 +38,7 @@ def logits_of(outputs: tf.Tensor) -> tf.Tensor:
     and reshapes (an output cast to float32 under mixed precision is one).
 
     Args:
-        outputs: Tensor `[batch, classes]`, logits or softmax probabilities.
+        outputs: tensor `[batch, classes]`, logits or softmax probabilities.
 
     Returns:
         Tensor of the same shape: the logits where they could be found, else `outputs`.
@@ -69,7 +69,7 @@ def looks_like_probabilities(outputs: Any) -> bool:
     """Tells whether concrete outputs are probabilities: none negative, rows summing to one.
 
     Args:
-        outputs: Array or eager tensor `[batch, classes]`.
+        outputs: array or eager tensor `[batch, classes]`.
 
     Returns:
         True when every entry is at least 0 and every row sums to 1 within 1e-3.
@@ -107,9 +107,9 @@ def cross_entropy(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Cross-entropy of each example from logits, in float32.
 
     Args:
-        y: Class indices of shape `[batch]` or `[batch, 1]` of any dtype, or one-hot or soft
+        y: class indices of shape `[batch]` or `[batch, 1]` of any dtype, or one-hot or soft
             labels of shape `[batch, classes]`. The rank and the last axis decide.
-        logits: Tensor `[batch, classes]`.
+        logits: tensor `[batch, classes]`.
 
     Returns:
         float32 tensor `[batch]`.

@@ -36,18 +36,18 @@ class PGD(Attack):
     robustness: a unified optimization framework", 2019 (algorithm 2, with the sign).
 
     Args:
-        epsilon: Radius in input units, a scalar or one value a channel.
-        steps: Number of steps, at least 1.
-        step_size: Step in input units; None leaves it to `rule`.
+        epsilon: radius in input units, a scalar or one value a channel.
+        steps: number of steps, at least 1.
+        step_size: step in input units; None leaves it to `rule`.
         rule: `"atmc"` steps by `1.25 * epsilon / steps`. `"kurakin"` steps by
             `min(D + 4, 1.25 * D) / 255 / steps` where `D = 255 * epsilon`; it presumes pixels in
             `[0, 1]`. The two differ for `epsilon > 16/255` only. `"quarter"` steps by
             `epsilon / 4`.
-        random_start: Start from a uniformly random point of the ball; without, this is the basic
+        random_start: start from a uniformly random point of the ball; without, this is the basic
             iterative method.
-        restarts: Number of random starts. With more than one, each example keeps its
+        restarts: number of random starts. With more than one, each example keeps its
             misclassified result of highest loss, or else its result of highest loss.
-        keep_best: Keep the iterate of highest loss, from the start to the last, and not the last
+        keep_best: keep the iterate of highest loss, from the start to the last, and not the last
             one. Costs one more forward pass.
         unroll: True traces every step; False traces a loop; `"auto"` unrolls short attacks, and
             models with max-pooling on a CPU, whose gradient is much slower within a loop.
@@ -174,8 +174,8 @@ class BIM(PGD):
     Kurakin et al., "Adversarial examples in the physical world", 2017.
 
     Args:
-        random_start: Start from a uniformly random point of the ball.
-        **kwargs: As `PGD`.
+        random_start: start from a uniformly random point of the ball.
+        **kwargs: as `PGD`.
 
     Example:
     >>> BIM(epsilon=0.25, steps=5).random_start
@@ -192,12 +192,12 @@ def repeat(
     """Returns the state after `times` steps, traced one by one or as a loop.
 
     Args:
-        step: Callable `(*state) -> state`.
-        state: Tuple of nests of tensors.
-        times: Number of steps, at least 1.
+        step: callable `(*state) -> state`.
+        state: tuple of nests of tensors.
+        times: number of steps, at least 1.
         unroll: True traces every step; False traces a loop; `"auto"` looks at the first step's ops
             to choose how to take the others.
-        total: Number of steps in the whole graph, if more than `times`.
+        total: number of steps in the whole graph, if more than `times`.
     """
     graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
     before = len(graph.get_operations()) if graph is not None else 0

@@ -37,22 +37,22 @@ class Problem:
     projection is a single clip. The l2 norm of an example is taken over all its leaves.
 
     Args:
-        logits_fn: Callable from the input nest to float32 logits `[batch, classes]`.
-        x: Nest of tensors.
-        y: Labels, see `cross_entropy`; with `targeted` the classes wanted.
+        logits_fn: callable from the input nest to float32 logits `[batch, classes]`.
+        x: nest of tensors.
+        y: labels, see `cross_entropy`; with `targeted` the classes wanted.
         epsilon: float64 array, scalar or `[channels]`, in input units; infinite for no ball.
-        bounds: Pair of such arrays or None, the least and greatest legal input.
-        loss: Callable `(y, logits) -> [batch]`; a `wrong(y, logits)` of it, bool `[batch]`, says
+        bounds: pair of such arrays or None, the least and greatest legal input.
+        loss: callable `(y, logits) -> [batch]`; a `wrong(y, logits)` of it, bool `[batch]`, says
             what a success is, and then `y` need not be classes.
         norm: `"linf"` or `"l2"`.
-        targeted: Minimise the loss, and succeed where the prediction is `y`.
+        targeted: minimise the loss, and succeed where the prediction is `y`.
 
     Attributes:
-        x: The floating leaves of the clean input.
-        y: The labels as given.
-        epsilon, norm: As given.
-        lower, upper: The box, leaf by leaf: of bounds and ball, or for l2 of the bounds alone.
-        num_classes: Columns of the logits; None before the model has been called.
+        x: the floating leaves of the clean input.
+        y: the labels as given.
+        epsilon, norm: as given.
+        lower, upper: the box, leaf by leaf: of bounds and ball, or for l2 of the bounds alone.
+        num_classes: columns of the logits; None before the model has been called.
         slope: None, or the slope that gradients take for what is off (`surrogate`).
 
     Raises:
@@ -127,7 +127,7 @@ class Problem:
         """Returns the same problem for some of the examples.
 
         Args:
-            rows: Integer tensor `[m]`, which examples; its length may be known at run time only.
+            rows: integer tensor `[m]`, which examples; its length may be known at run time only.
         """
         part = copy.copy(self)
         part._inputs = [_gather(tensor, rows) for tensor in self._inputs]
@@ -151,7 +151,7 @@ class Problem:
         """Returns the same problem; its gradients have a slope where activations are off.
 
         Args:
-            slope: Number or scalar tensor; 0 for the plain gradients. See `surrogate`.
+            slope: number or scalar tensor; 0 for the plain gradients. See `surrogate`.
         """
         part = copy.copy(self)
         part._logits_fn = surrogate.marking(self._logits_fn)
@@ -199,7 +199,7 @@ class Problem:
         """Returns the norm of each example over all leaves, float32 `[batch]`.
 
         Args:
-            leaves: Tensors of the leaves' shapes.
+            leaves: tensors of the leaves' shapes.
             norm: `"linf"`, `"l2"` or `"l1"`; None is that of the problem.
         """
         rows = [tf.reshape(tf.cast(leaf, tf.float32), (tf.shape(leaf)[0], -1)) for leaf in leaves]
@@ -260,8 +260,8 @@ class Problem:
         """Returns `(logits, loss)` at a point, the loss of shape `[batch]`.
 
         Args:
-            leaves: The point.
-            loss: Another loss to maximise than the attack's, `(y, logits) -> [batch]`.
+            leaves: the point.
+            loss: another loss to maximise than the attack's, `(y, logits) -> [batch]`.
         """
         logits = self._logits_fn(self.pack(leaves))
         self.num_classes = logits.shape[-1]
@@ -281,9 +281,9 @@ class Problem:
         Only the inputs are watched: asking for weight gradients as well would cost a third more.
 
         Args:
-            leaves: The point.
-            loss: Another loss to maximise than the attack's.
-            finite: Make zero of NaNs, and the largest number of infinity.
+            leaves: the point.
+            loss: another loss to maximise than the attack's.
+            finite: make zero of NaNs, and the largest number of infinity.
         """
         if self.slope is None:
             leaves = list(leaves)
@@ -313,9 +313,9 @@ class Problem:
         """Returns the projected point after one step of steepest ascent in the norm.
 
         Args:
-            leaves: The point.
-            gradients: The gradients there.
-            step_size: Array, scalar or one value a channel; or a tensor `[batch]`, one value an
+            leaves: the point.
+            gradients: the gradients there.
+            step_size: array, scalar or one value a channel; or a tensor `[batch]`, one value an
                 example.
         """
         moved = []
@@ -339,8 +339,8 @@ class Problem:
         """Returns the directions of length one, however short they are; zero stays zero.
 
         Args:
-            leaves: Tensors of the leaves' shapes.
-            norm: As in `lengths`.
+            leaves: tensors of the leaves' shapes.
+            norm: as in `lengths`.
         """
         # By the largest entry first: the square of a tiny gradient is zero.
         for each in ("linf", norm or self.norm):

@@ -27,14 +27,14 @@ class QuickAutoAttack(Attack):
     runs within the graph, but not under XLA, since it drops examples as they break.
 
     Args:
-        epsilon: Radius in input units, a scalar.
-        steps: Steps of each run of APGD.
-        num_targets: Classes that targeted APGD tries, the most likely first.
-        queries: Queries of Square.
+        epsilon: radius in input units, a scalar.
+        steps: steps of each run of APGD.
+        num_targets: classes that targeted APGD tries, the most likely first.
+        queries: queries of Square.
         **kwargs: `norm`, `bounds` and `seed`, see `Attack`.
 
     Attributes:
-        attacks: The parts by name, in the order they run.
+        attacks: the parts by name, in the order they run.
 
     Raises:
         ValueError: an argument is out of range.

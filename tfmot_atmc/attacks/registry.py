@@ -15,9 +15,9 @@ def get(identifier: Any, **arguments: Any) -> Attack:
     """Returns an attack from its name, its serialised form, or itself.
 
     Args:
-        identifier: An `Attack`; a name such as `"pgd"`, in any case; or a dict
+        identifier: an `Attack`; a name such as `"pgd"`, in any case; or a dict
             `{"class_name": name, "config": arguments}`.
-        **arguments: Constructor arguments, with a name only.
+        **arguments: constructor arguments, with a name only.
 
     Returns:
         An `Attack`.
@@ -94,7 +94,7 @@ def class_of(name: str) -> type[Attack]:
     """Returns the class of an attack from its name, in any case.
 
     Args:
-        name: A name such as `"pgd"`.
+        name: a name such as `"pgd"`.
 
     Raises:
         ValueError: the name is unknown.

@@ -17,7 +17,7 @@ class Canvas:
     """An input read as images `[batch, height, width, channels]`.
 
     Args:
-        leaf: Tensor with a batch axis and static other axes.
+        leaf: tensor with a batch axis and static other axes.
     """
 
     def __init__(self, leaf: tf.Tensor) -> None:
@@ -91,8 +91,8 @@ def linf_pattern(canvas: Canvas, share: tf.Tensor, seed: tf.Tensor) -> tf.Tensor
     """Returns -1, 0 or 1 for each pixel: a square, with a sign for each channel.
 
     Args:
-        canvas: The images.
-        share: Share of the pixels in the square, a scalar.
+        canvas: the images.
+        share: share of the pixels in the square, a scalar.
         seed: `[2]`.
 
     Returns:
@@ -115,11 +115,11 @@ def l2_change(
     """Returns changes with the mass of one window moved, as a bump, into another.
 
     Args:
-        canvas: The images.
-        change: The perturbations so far, float32 `[batch, height, width, channels]`.
-        share: Share of the pixels in a window, a scalar.
-        epsilon: Radius of the ball.
-        length: Their l2 norms, `[batch]`; what is left of the radius goes into the new window.
+        canvas: the images.
+        change: the perturbations so far, float32 `[batch, height, width, channels]`.
+        share: share of the pixels in a window, a scalar.
+        epsilon: radius of the ball.
+        length: their l2 norms, `[batch]`; what is left of the radius goes into the new window.
         seed: `[2]`.
 
     Source: Andriushchenko et al., ECCV 2020, algorithm 3.

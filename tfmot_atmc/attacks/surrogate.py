@@ -63,7 +63,7 @@ def marking(function: Callable[[Any], tf.Tensor]) -> Callable[[Any], tf.Tensor]:
     """Returns the same function; what it builds is ready for `gradients`.
 
     Args:
-        function: Callable from inputs to a tensor, called within a graph.
+        function: callable from inputs to a tensor, called within a graph.
     """
 
     def marked(inputs: Any) -> tf.Tensor:
@@ -78,7 +78,7 @@ def is_marked(operations: Sequence[tf.Operation]) -> bool:
     """Tells whether any of some operations has a surrogate.
 
     Args:
-        operations: Operations of a graph.
+        operations: operations of a graph.
     """
     return any(
         operation.type in _KINDS and operation.node_def.attr["_gradient_op_type"].s
@@ -90,9 +90,9 @@ def gradients(value: tf.Tensor, leaves: Sequence[tf.Tensor], slope: Any) -> list
     """Returns gradients with respect to `leaves`, with a slope for what is off.
 
     Args:
-        value: Tensor of losses, built from `leaves` in this graph.
-        leaves: Tensors.
-        slope: Number or scalar tensor; 0 gives the plain gradients.
+        value: tensor of losses, built from `leaves` in this graph.
+        leaves: tensors.
+        slope: number or scalar tensor; 0 gives the plain gradients.
 
     Raises:
         RuntimeError: called outside a graph.
@@ -107,7 +107,7 @@ def automatic(problem: Any) -> tf.Tensor | None:
     """Returns the slope that `"auto"` takes, 0 where gradients are alive: a float32 scalar.
 
     Args:
-        problem: A `Problem`, in a graph; its clean inputs are looked at.
+        problem: a `Problem`, in a graph; its clean inputs are looked at.
 
     Returns:
         None where the model has nothing that a slope would change.
@@ -124,7 +124,7 @@ def zero_share(gradients: Sequence[tf.Tensor]) -> tf.Tensor:
     """Returns which share of the entries is exactly zero, a float32 scalar.
 
     Args:
-        gradients: Tensors.
+        gradients: tensors.
 
     Example:
     >>> float(zero_share([tf.constant([[0.0, 1.0, 0.0, 2.0]])]))

@@ -28,9 +28,9 @@ class Traces:
         """Returns what was traced for a model under a key, or traces it.
 
         Args:
-            model: Any callable, also a bound method.
-            key: What else the trace depends on.
-            trace: Callable from a reference, which called returns the model, to what is kept.
+            model: any callable, also a bound method.
+            key: what else the trace depends on.
+            trace: callable from a reference, which called returns the model, to what is kept.
         """
         owner = model.__self__ if isinstance(model, types.MethodType) else model
         reference: Callable[[], Any]

@@ -22,11 +22,11 @@ class TRADES(Attack):
     Give it to `compress` together with `objective="trades"`.
 
     Args:
-        epsilon: Radius in input units, a scalar or one value a channel.
-        steps: Number of steps, at least 1.
-        step_size: Step in input units; None is `2.25 * epsilon / steps`, near the source's 0.007
+        epsilon: radius in input units, a scalar or one value a channel.
+        steps: number of steps, at least 1.
+        step_size: step in input units; None is `2.25 * epsilon / steps`, near the source's 0.007
             for an epsilon of 0.031 and ten steps.
-        noise: Standard deviation of the noise at the start, where the divergence has no gradient.
+        noise: standard deviation of the noise at the start, where the divergence has no gradient.
         **kwargs: `norm`, `bounds` and `seed`, see `Attack`.
 
     Raises:
@@ -90,8 +90,8 @@ def kl_divergence(clean: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Returns KL(softmax(clean) || softmax(logits)) of each example, `[batch]`, from logits.
 
     Args:
-        clean: Logits of the first distribution, `[batch, classes]`.
-        logits: Logits of the second.
+        clean: logits of the first distribution, `[batch, classes]`.
+        logits: logits of the second.
 
     Example:
     >>> float(kl_divergence(tf.zeros((1, 2)), tf.zeros((1, 2)))[0])

@@ -62,8 +62,8 @@ def out_of_scale(epsilon: np.ndarray, reach: float) -> str | None:
     """Tells of a radius that seems to be in other units than the inputs; None where it fits.
 
     Args:
-        epsilon: Radius; 0 and infinity are meant so.
-        reach: Largest possible distance of two inputs, in the attack's norm.
+        epsilon: radius; 0 and infinity are meant so.
+        reach: largest possible distance of two inputs, in the attack's norm.
 
     Example:
     >>> out_of_scale(np.array(8.0), 1.0).split(" for ")[0]

@@ -19,13 +19,13 @@ class Canvas:
     """The padded images on which perturbations live.
 
     Args:
-        image_shape: Shape of a window, `(height, width, channels)`; any other rank is for data
+        image_shape: shape of a window, `(height, width, channels)`; any other rank is for data
             without padding, mirroring or downsampling.
-        padding: Pixels by which the canvas is larger on each side.
-        factor: Side of the blocks that are stored as one cell.
+        padding: pixels by which the canvas is larger on each side.
+        factor: side of the blocks that are stored as one cell.
 
     Attributes:
-        cells: Shape of what is stored of one canvas.
+        cells: shape of what is stored of one canvas.
 
     Example:
     >>> canvas = Canvas((3, 3, 1), padding=1, factor=2)
@@ -91,7 +91,7 @@ class Canvas:
 
         Args:
             canvas: `[batch, *shape]`.
-            window: Integers `[batch, 3]`: top, left, mirrored.
+            window: integers `[batch, 3]`: top, left, mirrored.
         """
         if not self.is_image:
             return canvas
@@ -109,7 +109,7 @@ class Canvas:
         Args:
             canvas: `[batch, *shape]`.
             image: `[batch, *image_shape]`, the new content of the windows.
-            window: Integers `[batch, 3]`: top, left, mirrored.
+            window: integers `[batch, 3]`: top, left, mirrored.
         """
         if not self.is_image:
             return image

@@ -20,8 +20,8 @@ class WRM(Attack):
     moves follows from its loss.
 
     Args:
-        gamma: Weight of the loss against the squared l2 length, at least 0.
-        steps: Number of steps, at least 1.
+        gamma: weight of the loss against the squared l2 length, at least 0.
+        steps: number of steps, at least 1.
         **kwargs: `bounds` and `loss`, see `Attack`.
 
     Raises:

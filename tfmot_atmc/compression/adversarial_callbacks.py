@@ -33,19 +33,19 @@ class CatastrophicOverfitting(keras.callbacks.Callback):
     after it in the list and for the history.
 
     Args:
-        x: Inputs, some hundreds.
-        y: Their labels.
-        attack: The attack to measure by; None is PGD with 5 steps of `epsilon / 4` and the
+        x: inputs, some hundreds.
+        y: their labels.
+        attack: the attack to measure by; None is PGD with 5 steps of `epsilon / 4` and the
             epsilon and bounds of the model's own attack.
-        drop: Fall in accuracy, in (0, 1).
-        every: Measure also after every so many steps, not only at the end of an epoch.
-        stop: Whether to stop training; else it only warns, once for each fall.
-        restore: Whether to bring back the weights when it stops. It keeps a copy of them.
-        batch_size: Examples attacked at once.
+        drop: fall in accuracy, in (0, 1).
+        every: measure also after every so many steps, not only at the end of an epoch.
+        stop: whether to stop training; else it only warns, once for each fall.
+        restore: whether to bring back the weights when it stops. It keeps a copy of them.
+        batch_size: examples attacked at once.
 
     Attributes:
-        measured: List of `(epoch, batch, accuracy)`, batches counted from 1.
-        found: Whether a fall was seen.
+        measured: list of `(epoch, batch, accuracy)`, batches counted from 1.
+        found: whether a fall was seen.
 
     Raises:
         ValueError: an argument is out of range.
@@ -173,8 +173,8 @@ class KeepPerturbations(keras.callbacks.Callback):
     killed between the two callbacks. When training is completed they are deleted.
 
     Args:
-        directory: Folder for the files.
-        delete: Whether they are deleted at the end.
+        directory: folder for the files.
+        delete: whether they are deleted at the end.
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, delete: bool = True):

@@ -41,10 +41,10 @@ class BudgetPlan:
     """How to reach a size.
 
     Attributes:
-        max_bytes: The size asked for.
-        ratio: Ratio of nonzeros at which the file is predicted to fit.
-        predicted_bytes: Predicted size of the file at that ratio.
-        smallest_bytes: Predicted size with one nonzero in each kernel.
+        max_bytes: the size asked for.
+        ratio: ratio of nonzeros at which the file is predicted to fit.
+        predicted_bytes: predicted size of the file at that ratio.
+        smallest_bytes: predicted size with one nonzero in each kernel.
     """
 
     max_bytes: int
@@ -81,18 +81,18 @@ def plan_budget(
     prediction: trained files have been 5% to 15% smaller (docs/results.md).
 
     Args:
-        model: A built plain model, trained or not; or a compressed one, for its plain model.
-        max_bytes: Bytes, or text such as `"24KB"` (1 KB is 1,024 bytes).
-        values: How values will be stored, see `export_tflite`.
-        batch_size: Batch of the file, see `export_tflite`.
-        layers: Which layers will be compressed, as `compress` takes it, or their indices in the
+        model: a built plain model, trained or not; or a compressed one, for its plain model.
+        max_bytes: bytes, or text such as `"24KB"` (1 KB is 1,024 bytes).
+        values: how values will be stored, see `export_tflite`.
+        batch_size: batch of the file, see `export_tflite`.
+        layers: which layers will be compressed, as `compress` takes it, or their indices in the
             model's flat order; the kernels of all others are counted as they are.
 
     Returns:
         A `BudgetPlan`.
 
     Raises:
-        ValueError: If not even one nonzero in each kernel fits (the message gives the smallest
+        ValueError: if not even one nonzero in each kernel fits (the message gives the smallest
             possible size), if nothing can be pruned, or an argument is out of range.
 
     Example:
@@ -152,15 +152,15 @@ def plan_width(
     """Finds the widest network of a family whose dense int8 file is predicted to fit.
 
     Args:
-        builder: Builder of the family, which takes `width`, such as `models.compact_cnn`.
-        max_bytes: Bytes, or text such as `"8KB"`.
-        **arguments: Further arguments of the builder.
+        builder: builder of the family, which takes `width`, such as `models.compact_cnn`.
+        max_bytes: bytes, or text such as `"8KB"`.
+        **arguments: further arguments of the builder.
 
     Returns:
         The network, and a `BudgetPlan` whose ratio is 1.
 
     Raises:
-        ValueError: If not even the narrowest network fits, or an argument is out of range.
+        ValueError: if not even the narrowest network fits, or an argument is out of range.
 
     Example:
 
@@ -209,10 +209,10 @@ class FittedModel:
     """A model whose file is within a size.
 
     Attributes:
-        model: The plain model that was exported.
-        report: The report of its export.
-        channels: Output channels kept by layer, where channels were removed that had an influence.
-        removed: How many were removed there.
+        model: the plain model that was exported.
+        report: the report of its export.
+        channels: output channels kept by layer, where channels were removed that had an influence.
+        removed: how many were removed there.
     """
 
     model: keras.Model
@@ -237,21 +237,21 @@ def fit_to_bytes(
     model that is returned.
 
     Args:
-        model: A plain model, such as that of `deploy`.
-        path: File to write; its name ends in `.tflite`.
-        max_bytes: Bytes, or text such as `"24KB"`.
-        inputs: Examples to measure influence on and to compare on; attacked ones too where the
+        model: a plain model, such as that of `deploy`.
+        path: file to write; its name ends in `.tflite`.
+        max_bytes: bytes, or text such as `"24KB"`.
+        inputs: examples to measure influence on and to compare on; attacked ones too where the
             model has to withstand attacks.
-        values: How values are stored, see `export_tflite`.
-        **options: Further options of `export_tflite`.
+        values: how values are stored, see `export_tflite`.
+        **options: further options of `export_tflite`.
 
     Returns:
         A `FittedModel`.
 
     Raises:
-        TooLargeError: If the file fits with no number of channels.
-        ExportError: If it does not run or does not match.
-        ValueError: If an argument is out of range.
+        TooLargeError: if the file fits with no number of channels.
+        ExportError: if it does not run or does not match.
+        ValueError: if an argument is out of range.
     """
     limit = parse_bytes(max_bytes)
     slimmed = slim_model(model) if is_graph(model) else model

@@ -31,13 +31,13 @@ class FormChoice:
     """How one layer is deployed, and what either form costs once the model is slimmed.
 
     Attributes:
-        layer: Name of the layer.
-        factored: Whether the product was chosen.
-        composed_bytes: Bytes of the composed kernel as stored in a file.
-        factored_bytes: Bytes of both kernels of the product, the second layer included.
+        layer: name of the layer.
+        factored: whether the product was chosen.
+        composed_bytes: bytes of the composed kernel as stored in a file.
+        factored_bytes: bytes of both kernels of the product, the second layer included.
         composed_macs: Multiply-accumulates with the composed kernel.
         factored_macs: Multiply-accumulates of the product.
-        inner_channels: Channels between the two layers of the product.
+        inner_channels: channels between the two layers of the product.
     """
 
     layer: str
@@ -54,8 +54,8 @@ class Deployment:
     """A plain model ready for export, and the forms chosen.
 
     Attributes:
-        model: The plain Keras model.
-        forms: One choice for each kernel that is a product of trained factors.
+        model: the plain Keras model.
+        forms: one choice for each kernel that is a product of trained factors.
     """
 
     model: keras.Model
@@ -86,16 +86,16 @@ def deploy(model: CompressedModel, *, optimize: str = "size", values: str = "aut
     that nobody needs count in neither form.
 
     Args:
-        model: A compressed model.
+        model: a compressed model.
         optimize: `"size"` takes the form of fewer bytes in the file, `"latency"` that of fewer
             multiply-accumulates, `"balanced"` that of the smaller product of the two.
-        values: How values will be stored; see `export_tflite`.
+        values: how values will be stored; see `export_tflite`.
 
     Returns:
         A `Deployment`; pass its `model` to `export_tflite`.
 
     Raises:
-        ValueError: If `optimize` is unknown or the model is not compressed.
+        ValueError: if `optimize` is unknown or the model is not compressed.
 
     Example:
 
@@ -106,7 +106,7 @@ def deploy(model: CompressedModel, *, optimize: str = "size", values: str = "aut
     [('only', False)]
     """
     if optimize not in OBJECTIVES:
-        raise ValueError(f"`optimize` must be one of {OBJECTIVES}, got {optimize!r}.")
+        raise ValueError(f"`optimize` must be one of {OBJECTIVES}. Received {optimize!r}.")
     if not isinstance(model, CompressedModel):
         raise ValueError(
             f"deploy() takes a model returned by compress(). Received a {type(model).__name__}."

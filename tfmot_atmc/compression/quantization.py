@@ -112,7 +112,7 @@ def quantize_values(
     _check(bits, how, grid)
     values = np.asarray(values)
     if not np.all(np.isfinite(values.astype(np.float32))):
-        raise ValueError("`values` must be finite as float32, got NaN or infinite entries.")
+        raise ValueError("`values` must be finite as float32. Received NaN or infinite entries.")
     if bits == 32 or not np.any(values):
         return values.copy()
     single = values.astype(np.float32)

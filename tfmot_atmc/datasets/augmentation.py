@@ -27,15 +27,15 @@ class KeyedBatches(EpochBatches):
     padding and `flip` they are as given.
 
     Args:
-        x: Images, `[examples, height, width, channels]`, within the attack's bounds.
-        y: Labels, one for each example.
-        attack: The `ATTA` that will be trained with.
-        batch_size: Examples in a batch.
-        flip: Mirror half of the images, left to right.
-        fill: Value of the padding; None pads by reflection.
+        x: images, `[examples, height, width, channels]`, within the attack's bounds.
+        y: labels, one for each example.
+        attack: the `ATTA` that will be trained with.
+        batch_size: examples in a batch.
+        flip: mirror half of the images, left to right.
+        fill: value of the padding; None pads by reflection.
         seed: Non-negative integer.
-        epoch: As of `EpochBatches`.
-        drop_remainder: Whether a last batch that is not full is left out.
+        epoch: as of `EpochBatches`.
+        drop_remainder: whether a last batch that is not full is left out.
 
     Raises:
         ValueError: the attack is for other data, or arguments do not fit each other.
@@ -97,7 +97,7 @@ class KeyedBatches(EpochBatches):
         """Returns a batch of the epoch that runs; see `EpochBatches`.
 
         Args:
-            index: Number of the batch.
+            index: number of the batch.
 
         Returns:
             `(Keyed(image, index, window), labels)`.

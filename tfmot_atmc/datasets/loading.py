@@ -50,21 +50,21 @@ def load(
     Args:
         name: "digits", one of `made_up.NAMES`, or a tensorflow-datasets name, such as "mnist" or
             "cifar10".
-        validation_fraction: Part of the training split held out for validation, in [0, 1); drawn
+        validation_fraction: part of the training split held out for validation, in [0, 1); drawn
             from every class alike.
-        seed: Seed of that draw.
-        data_dir: Folder of tensorflow-datasets; by default the environment's `TFDS_DATA_DIR`, or
+        seed: seed of that draw.
+        data_dir: folder of tensorflow-datasets; by default the environment's `TFDS_DATA_DIR`, or
             the one in the home folder.
-        limit: At most so many examples in each of the three splits, the first ones.
+        limit: at most so many examples in each of the three splits, the first ones.
 
     Returns:
         The data.
 
     Raises:
-        ValueError: If the name is unknown, names something else than images of one size with
+        ValueError: if the name is unknown, names something else than images of one size with
             labels, or another argument is out of range.
-        ImportError: If tensorflow-datasets is needed and not installed.
-        RuntimeError: If the data is not prepared and cannot be downloaded.
+        ImportError: if tensorflow-datasets is needed and not installed.
+        RuntimeError: if the data is not prepared and cannot be downloaded.
     """
     if not 0 <= validation_fraction < 1:
         raise ValueError(
@@ -172,18 +172,18 @@ class EpochBatches(keras.utils.PyDataset):
     whether `fit` is told to shuffle makes no difference. Leave `steps_per_epoch` of `fit` unset.
 
     Args:
-        x: Images, `[examples, height, width, channels]`; or any array, without augmentation.
-        y: Labels, one for each example.
-        batch_size: Examples in a batch.
+        x: images, `[examples, height, width, channels]`; or any array, without augmentation.
+        y: labels, one for each example.
+        batch_size: examples in a batch.
         seed: Non-negative integer.
-        epoch: Called at the start of every epoch for its number, such as
+        epoch: called at the start of every epoch for its number, such as
             `lambda: int(optimizer.iterations) // steps`; `None` counts the epochs from 0.
         augment: "crop_flip" pads by four zero pixels, crops at random and mirrors half the images
             (CIFAR); "reflect_crop" pads by reflection and crops (SVHN); `None` leaves them alone.
-        drop_remainder: Whether a last batch that is not full is left out.
+        drop_remainder: whether a last batch that is not full is left out.
 
     Raises:
-        ValueError: If the arguments do not fit each other.
+        ValueError: if the arguments do not fit each other.
 
     Example:
 
@@ -254,7 +254,7 @@ class EpochBatches(keras.utils.PyDataset):
         """Returns a batch of the epoch that runs, or of the next one between epochs.
 
         Args:
-            index: Number of the batch. Within `fit`, the first number asked for is the first
+            index: number of the batch. Within `fit`, the first number asked for is the first
                 batch, whatever it is, and so on, which undoes `fit`'s own shuffling.
 
         Returns:

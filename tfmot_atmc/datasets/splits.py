@@ -18,18 +18,18 @@ class Dataset:
     """Inputs and targets of a task, split three ways.
 
     Attributes:
-        x_train: Inputs, float32 `[examples, ...]` in `bounds`: images
+        x_train: inputs, float32 `[examples, ...]` in `bounds`: images
             `[examples, height, width, channels]`, or features.
-        y_train: Targets: classes, int64 `[examples]` in `[0, num_classes)`; several answers of yes
+        y_train: targets: classes, int64 `[examples]` in `[0, num_classes)`; several answers of yes
             or no, float32 zeros and ones `[examples, num_classes]`; or numbers to predict, float32.
-        x_validation: Inputs held out of the training split, to select models on.
-        y_validation: Their targets.
-        x_test: Inputs of the test split.
-        y_test: Their targets.
-        num_classes: Number of classes, or of answers; 0 where numbers are predicted.
-        name: Name that it was loaded by, or its path.
-        class_names: What the classes are called; None for their numbers.
-        bounds: Lowest and highest value of an input, as an attack's `bounds`.
+        x_validation: inputs held out of the training split, to select models on.
+        y_validation: their targets.
+        x_test: inputs of the test split.
+        y_test: their targets.
+        num_classes: number of classes, or of answers; 0 where numbers are predicted.
+        name: name that it was loaded by, or its path.
+        class_names: what the classes are called; None for their numbers.
+        bounds: lowest and highest value of an input, as an attack's `bounds`.
     """
 
     x_train: np.ndarray

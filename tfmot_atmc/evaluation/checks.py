@@ -64,8 +64,8 @@ def run_checks(sample: Sample, attacks: dict[str, Attack]) -> dict[str, str]:
     `"passed"`, `"not run: "` and the reason, or what is wrong.
 
     Args:
-        sample: A few examples.
-        attacks: The attacks of the evaluation, by name.
+        sample: a few examples.
+        attacks: the attacks of the evaluation, by name.
     """
     found = {name: said(check, sample) for name, check in BEFORE.items()}
     found["epsilon fits the inputs"] = said(epsilon_out_of_scale, sample, attacks)
@@ -104,8 +104,8 @@ def epsilon_out_of_scale(sample: Sample, attacks: dict[str, Attack]) -> str | No
     """Flags an epsilon in other units than the inputs, and bounds in others.
 
     Args:
-        sample: Examples.
-        attacks: The attacks by name.
+        sample: examples.
+        attacks: the attacks by name.
     """
     leaves = [np.asarray(leaf) for leaf in tf.nest.flatten(sample.x)]
     leaves = [leaf for leaf in leaves if tf.as_dtype(leaf.dtype).is_floating]
@@ -140,8 +140,8 @@ def lowers_the_loss(sample: Sample, attacks: dict[str, Attack]) -> str | None:
     """Flags an attack whose own loss leads to the right answer, such as one of the wrong sign.
 
     Args:
-        sample: Examples.
-        attacks: Attacks with a loss of their own, by name.
+        sample: examples.
+        attacks: attacks with a loss of their own, by name.
     """
     before = _clean_loss(sample)
     for name, attack in attacks.items():
@@ -211,9 +211,9 @@ def beyond_gradients(
     """Returns what each attack without gradients broke and no attack with gradients did.
 
     Args:
-        broken: Which examples of a batch each attack broke, bool `[batch]`, by its name, in order.
-        attacks: The attacks by name.
-        drop_broken: Broken examples are withheld from later attacks, so that only the attacks
+        broken: which examples of a batch each attack broke, bool `[batch]`, by its name, in order.
+        attacks: the attacks by name.
+        drop_broken: broken examples are withheld from later attacks, so that only the attacks
             before one can be compared with it.
     """
     found: dict[str, np.ndarray] = {}
@@ -229,9 +229,9 @@ def black_box_stronger(beyond: dict[str, int], n: int, source: str | None = None
     """Flags attacks without gradients that broke what attacks with gradients did not.
 
     Args:
-        beyond: Number of such examples by the attack's name.
-        n: Number of all examples.
-        source: Name of the model on which the attacks with gradients were made; None if that is
+        beyond: number of such examples by the attack's name.
+        n: number of all examples.
+        source: name of the model on which the attacks with gradients were made; None if that is
             the target itself.
     """
     for name, count in beyond.items():
@@ -258,8 +258,8 @@ def given_up(name: str, classes: dict[int, ClassResult]) -> str | None:
     class that is always answered would make all others look fair.
 
     Args:
-        name: Name of the target.
-        classes: The results of every class.
+        name: name of the target.
+        classes: the results of every class.
     """
     n = sum(found.n for found in classes.values())
     enough = _GIVEN_UP * sum(found.clean for found in classes.values()) / max(n, 1)
@@ -281,8 +281,8 @@ def one_answer(name: str, classes: dict[int, ClassResult]) -> str | None:
     """Flags a target that answers one class to all examples.
 
     Args:
-        name: Name of the target.
-        classes: The results of every class.
+        name: name of the target.
+        classes: the results of every class.
     """
     right = [label for label, found in classes.items() if found.clean]
     if len(classes) < 2 or len(right) != 1 or classes[right[0]].clean < classes[right[0]].n:
@@ -295,10 +295,10 @@ def above_chance(name: str, clean: int, n: int, classes: int) -> str | None:
     """Flags a target that is right less often than by guessing.
 
     Args:
-        name: Name of the target.
-        clean: Examples that it gets right as given.
-        n: All examples.
-        classes: Number of classes.
+        name: name of the target.
+        clean: examples that it gets right as given.
+        n: all examples.
+        classes: number of classes.
     """
     if wilson_interval(clean, n)[1] >= 1 / classes:
         return None

@@ -17,9 +17,9 @@ def judge(name: str, outputs: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np
     """Returns which examples are right, and which have finite outputs; others count as wrong.
 
     Args:
-        name: Name of the target, for errors.
-        outputs: Its outputs, `[batch, classes]`.
-        y: Class indices, `[batch]`.
+        name: name of the target, for errors.
+        outputs: its outputs, `[batch, classes]`.
+        y: class indices, `[batch]`.
 
     Raises:
         ValueError: the outputs have another shape, or a label is out of range.
@@ -41,10 +41,10 @@ def check_ball(name: str, attack: Attack, clean: Any, adversarial: Any) -> None:
     """Raises RuntimeError unless every example is in the ball and in the bounds.
 
     Args:
-        name: Name of the attack, for errors.
-        attack: The attack, for its norm, epsilon and bounds.
-        clean: Nest of clean inputs.
-        adversarial: Nest of what the attack made of them.
+        name: name of the attack, for errors.
+        attack: the attack, for its norm, epsilon and bounds.
+        clean: nest of clean inputs.
+        adversarial: nest of what the attack made of them.
     """
     low, high = attack.bounds  # compared as the inputs' dtype holds them
     if attack.norm == "l2":

@@ -30,16 +30,16 @@ class RobustnessCurve:
     """Accuracy against the strength of an attack.
 
     Attributes:
-        target: Name of the evaluated model or file.
-        source: Name of the model the examples were made on; None if the target itself.
-        attack: Class name of the attack.
+        target: name of the evaluated model or file.
+        source: name of the model the examples were made on; None if the target itself.
+        attack: class name of the attack.
         over: `"epsilon"` (input units), `"steps"` or `"queries"`.
-        values: Where it was measured, ascending.
-        accuracies: Fraction of all examples right there.
-        intervals: Their 95% Wilson intervals.
-        clean_accuracy: Accuracy without an attack.
-        n: Number of examples.
-        warnings: Reasons to trust the curve less.
+        values: where it was measured, ascending.
+        accuracies: fraction of all examples right there.
+        intervals: their 95% Wilson intervals.
+        clean_accuracy: accuracy without an attack.
+        n: number of examples.
+        warnings: reasons to trust the curve less.
     """
 
     target: str
@@ -61,7 +61,7 @@ class RobustnessCurve:
         """Writes the curve as JSON, whole or not at all.
 
         Args:
-            path: File to write or replace; its folder must exist.
+            path: file to write or replace; its folder must exist.
         """
         write_json(path, self.to_dict())
 
@@ -105,13 +105,13 @@ def robustness_curve(
     the curve says so.
 
     Args:
-        target: As in `evaluate_robustness`.
-        data: As in `evaluate_robustness`; a dataset must give the same examples each time.
-        attack: An `Attack`, its serialised form, or with `epsilons` also its name. An ensemble is
+        target: as in `evaluate_robustness`.
+        data: as in `evaluate_robustness`; a dataset must give the same examples each time.
+        attack: an `Attack`, its serialised form, or with `epsilons` also its name. An ensemble is
             run as a whole. A `step_size` given in input units is scaled along with epsilon.
-        epsilons: Radii in input units. Give these or `steps`.
-        steps: Numbers of steps, or of queries for an attack that counts those.
-        **options: Further arguments of `evaluate_robustness`, such as `source` and `batch_size`.
+        epsilons: radii in input units. Give these or `steps`.
+        steps: numbers of steps, or of queries for an attack that counts those.
+        **options: further arguments of `evaluate_robustness`, such as `source` and `batch_size`.
             The checks, unless switched off, run once, at the strongest point.
 
     Returns:

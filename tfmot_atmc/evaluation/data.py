@@ -22,10 +22,10 @@ def batches(
     """Yields batches of NumPy inputs and int64 class indices.
 
     Args:
-        data: Pair of arrays, or a batched dataset of pairs.
-        batch_size: Examples of a batch, of arrays.
-        max_examples: How many at most; None for all.
-        columns: Outputs of the model an example, see `tasks.class_labels`.
+        data: pair of arrays, or a batched dataset of pairs.
+        batch_size: examples of a batch, of arrays.
+        max_examples: how many at most; None for all.
+        columns: outputs of the model an example, see `tasks.class_labels`.
 
     Raises:
         ValueError: the data are no pairs with one class an example, or have no end.

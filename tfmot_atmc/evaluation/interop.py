@@ -52,9 +52,9 @@ def to_art(
 
     Args:
         model: Keras model, or any callable from `[batch, ...]` to `[batch, classes]`.
-        bounds: Least and greatest legal input.
-        input_shape: Shape of one input; None asks the Keras model.
-        num_classes: Number of classes; None asks the Keras model.
+        bounds: least and greatest legal input.
+        input_shape: shape of one input; None asks the Keras model.
+        num_classes: number of classes; None asks the Keras model.
 
     Returns:
         The classifier, with a cross-entropy on logits; its `predict` answers logits. It is for
@@ -94,14 +94,14 @@ def to_foolbox(
 
     Args:
         model: Keras model, or any callable from `[batch, ...]` to `[batch, classes]`.
-        bounds: Least and greatest legal input.
-        **arguments: Further arguments of Foolbox's model, such as `device`.
+        bounds: least and greatest legal input.
+        **arguments: further arguments of Foolbox's model, such as `device`.
 
     Returns:
         The model; its labels are integer tensors.
 
     Raises:
-        ImportError: Foolbox is not installed.
+        ImportError: foolbox is not installed.
         TypeError: `model` is not callable.
     """
     foolbox = _library("foolbox", "foolbox")

@@ -17,8 +17,8 @@ def named_attacks(attacks: Any, epsilon: Any) -> dict[str, Attack]:
     """Returns attacks under unique names, in order.
 
     Args:
-        attacks: As in `evaluate_robustness`.
-        epsilon: Radius for the default attack and for those given by name.
+        attacks: as in `evaluate_robustness`.
+        epsilon: radius for the default attack and for those given by name.
 
     Raises:
         ValueError: there is none, one lacks its epsilon, or one aims at the true labels.
@@ -54,8 +54,8 @@ def in_parts(named: dict[str, Attack], classes: int) -> dict[str, Attack]:
     """Returns the attacks with the parts of an ensemble in its place.
 
     Args:
-        named: Attacks by name.
-        classes: Number of classes, on which the parts may depend.
+        named: attacks by name.
+        classes: number of classes, on which the parts may depend.
     """
     found: dict[str, Attack] = {}
     for name, attack in named.items():

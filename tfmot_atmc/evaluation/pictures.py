@@ -31,10 +31,10 @@ def plot_examples(
     white are the largest change of the set.
 
     Args:
-        examples: The set to draw from; images `[height, width]`, or with 1 or 3 channels last.
+        examples: the set to draw from; images `[height, width]`, or with 1 or 3 channels last.
         target: Keras model, callable from a batch to logits, or path of a .tflite or C file.
-        count: Number of examples at most.
-        class_names: Names of the classes; their numbers otherwise.
+        count: number of examples at most.
+        class_names: names of the classes; their numbers otherwise.
 
     Returns:
         A `matplotlib.figure.Figure`.

@@ -42,8 +42,8 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     for the sampling of the data only. Wilson, JASA 22, 1927.
 
     Args:
-        successes: Number of successes, from 0 to `n`.
-        n: Number of trials, at least 1.
+        successes: number of successes, from 0 to `n`.
+        n: number of trials, at least 1.
 
     Example:
     >>> [round(end, 4) for end in wilson_interval(8, 10)]
@@ -64,12 +64,12 @@ class AttackResult:
     """The outcome of one attack.
 
     Attributes:
-        name: Name in the report, with "transfer from ..." where made on another model.
-        accuracy: Fraction of all examples still right. Under `drop_broken`, right after this
+        name: name in the report, with "transfer from ..." where made on another model.
+        accuracy: fraction of all examples still right. Under `drop_broken`, right after this
             attack and all before it; otherwise after this attack alone.
         interval: 95% Wilson interval of `accuracy`.
-        attacked: Examples the attack was run on.
-        broken: Those it made the target get wrong.
+        attacked: examples the attack was run on.
+        broken: those it made the target get wrong.
         attack: `{"class_name", "config"}`.
     """
 
@@ -85,9 +85,9 @@ class ClassResult(NamedTuple):
     """The examples of one class.
 
     Attributes:
-        n: How many there are.
-        clean: How many of them are right as given.
-        robust: How many are right as given and under every attack.
+        n: how many there are.
+        clean: how many of them are right as given.
+        robust: how many are right as given and under every attack.
     """
 
     n: int
@@ -101,10 +101,10 @@ def count_classes(
     """Returns the results of every class, with those of earlier examples.
 
     Args:
-        y: Class indices, `[batch]`.
-        clean: Which examples are right as given, bool `[batch]`.
-        robust: Which are right under every attack as well, bool `[batch]`.
-        before: The results of earlier examples.
+        y: class indices, `[batch]`.
+        clean: which examples are right as given, bool `[batch]`.
+        robust: which are right under every attack as well, bool `[batch]`.
+        before: the results of earlier examples.
 
     Example:
     >>> y, right = np.array([3, 3, 0]), np.array([True, False, True])
@@ -126,20 +126,20 @@ class RobustnessReport:
     """Clean and adversarial accuracy of one target.
 
     Attributes:
-        target: Name of the evaluated model or file.
-        source: Name of the model the examples were made on; None if the target itself.
-        n: Number of examples.
-        clean_accuracy, clean_interval: Accuracy on the data as given, and its 95% interval.
-        robust_accuracy, robust_interval: Fraction right on the data and under every attack.
-        attacks: One `AttackResult` each, in the order run.
-        drop_broken: Whether an attack saw only what the attacks before it had left.
-        seed, batch_size: Together with the attacks, they fix the result.
-        warnings: Reasons to trust the figures less.
-        checks: By name, what a check for fake robustness says: `"passed"`, `"not run: "` and why,
+        target: name of the evaluated model or file.
+        source: name of the model the examples were made on; None if the target itself.
+        n: number of examples.
+        clean_accuracy, clean_interval: accuracy on the data as given, and its 95% interval.
+        robust_accuracy, robust_interval: fraction right on the data and under every attack.
+        attacks: one `AttackResult` each, in the order run.
+        drop_broken: whether an attack saw only what the attacks before it had left.
+        seed, batch_size: together with the attacks, they fix the result.
+        warnings: reasons to trust the figures less.
+        checks: by name, what a check for fake robustness says: `"passed"`, `"not run: "` and why,
             or what it found.
-        classes: By class index, the `ClassResult` of its examples: an average hides a class that is
+        classes: by class index, the `ClassResult` of its examples: an average hides a class that is
             given up.
-        second_opinion: What stronger attacks leave of a sample of the data: `accuracy` beside
+        second_opinion: what stronger attacks leave of a sample of the data: `accuracy` beside
             `reported` on the same `n` examples, `attacked` and `broken`, and the `attacks` by name.
             Empty where none was asked for.
     """
@@ -168,7 +168,7 @@ class RobustnessReport:
         """Writes the report as JSON, whole or not at all.
 
         Args:
-            path: File to write or replace; its folder must exist.
+            path: file to write or replace; its folder must exist.
         """
         write_json(path, self.to_dict())
 

@@ -57,27 +57,27 @@ def evaluate_robustness(
 
     Args:
         target: Keras model, callable from a batch to logits, or path of a .tflite or C file.
-        data: Pair `(x, y)` of arrays (`x` may be a nest), or a batched `tf.data.Dataset` of such
+        data: pair `(x, y)` of arrays (`x` may be a nest), or a batched `tf.data.Dataset` of such
             pairs. Labels are class indices or rows (one-hot, smoothed, mixed); of a single output
             they are 0 and 1, or probabilities of 1. Several labels an example are refused.
         attacks: `Attack`, name, list of these, or dict from a name of your choice to one. None is
             a 16-step `PGD`. Earlier ones should be cheaper. An ensemble, such as `"autoattack"`,
             is run part by part.
-        epsilon: Radius in input units for the default attack and for those given by name.
-        batch_size: Examples attacked at once; a dataset keeps its own batches.
-        source: Model that stands in for a target without gradients: attacks by gradients are made
+        epsilon: radius in input units for the default attack and for those given by name.
+        batch_size: examples attacked at once; a dataset keeps its own batches.
+        source: model that stands in for a target without gradients: attacks by gradients are made
             on it and transferred, a weaker attack, and the result says so. Attacks that need no
             gradients, such as Square, always run on the target itself.
-        max_examples: Use only the first ones.
-        drop_broken: Give an attack only what is still right, so that the accuracy after it is
+        max_examples: use only the first ones.
+        drop_broken: give an attack only what is still right, so that the accuracy after it is
             after all so far. False gives each all that is right when clean.
-        seed: Seed of all attacks, together with each one's own and the batch's number.
-        checks: Look for signs that the robustness is not real, on examples from everywhere in the
+        seed: seed of all attacks, together with each one's own and the batch's number.
+        checks: look for signs that the robustness is not real, on examples from everywhere in the
             data; the report names them.
-        second_opinion: With the checks, and unless AutoAttack or its like is among the attacks:
+        second_opinion: with the checks, and unless AutoAttack or its like is among the attacks:
             run APGD on two losses and some Square queries on what is left of a sample of 128, and
             warn where they break clearly more.
-        state: File to which counts are written after every batch. The same call with the same
+        state: file to which counts are written after every batch. The same call with the same
             file goes on there, to the same result; the file is removed at the end.
         verbose: 0 for silence, 1 for a progress bar.
 

@@ -23,16 +23,16 @@ class Sample(NamedTuple):
     """What the checks look at.
 
     Attributes:
-        victim: The target.
-        source: The model that gradients are taken of; None if there is none.
-        source_name: Its name.
-        x: Nest of a few clean inputs.
-        y: Their class indices, `[batch]`.
-        right: Which of them the target gets right, bool `[batch]`.
-        logits: Outputs of the source, `[batch, classes]`; None without a source.
-        gradients: Input gradients of its cross-entropy, `[batch, entries]`; None without a source.
-        left: Which of them are right under every attack as well, bool `[batch]`.
-        rival: The source where it is another than the target, else None.
+        victim: the target.
+        source: the model that gradients are taken of; None if there is none.
+        source_name: its name.
+        x: nest of a few clean inputs.
+        y: their class indices, `[batch]`.
+        right: which of them the target gets right, bool `[batch]`.
+        logits: outputs of the source, `[batch, classes]`; None without a source.
+        gradients: input gradients of its cross-entropy, `[batch, entries]`; None without a source.
+        left: which of them are right under every attack as well, bool `[batch]`.
+        rival: the source where it is another than the target, else None.
     """
 
     victim: Target
@@ -62,12 +62,12 @@ def take_sample(
     """Returns the examples with what the source makes of them.
 
     Args:
-        victim: The target.
-        source: The model of the gradients, often the target; its `model` is None for no gradients.
-        x: Nest of inputs.
-        y: Class indices, `[batch]`.
-        right: Which of them the target gets right, bool `[batch]`.
-        left: Which of them are right under every attack; None for all that are right.
+        victim: the target.
+        source: the model of the gradients, often the target; its `model` is None for no gradients.
+        x: nest of inputs.
+        y: class indices, `[batch]`.
+        right: which of them the target gets right, bool `[batch]`.
+        left: which of them are right under every attack; None for all that are right.
 
     Raises:
         ValueError: no gradient can be taken through the source.
@@ -84,7 +84,7 @@ class Reservoir:
     """Keeps examples of all that are offered, each with the same chance, whatever the order.
 
     Args:
-        seed: Seed of the choice; the same examples in the same order give the same ones.
+        seed: seed of the choice; the same examples in the same order give the same ones.
     """
 
     def __init__(self, seed: int) -> None:
@@ -96,10 +96,10 @@ class Reservoir:
         """Takes note of a batch.
 
         Args:
-            x: Nest of inputs.
-            y: Class indices.
-            right: Which are right as given.
-            left: Which are right under every attack.
+            x: nest of inputs.
+            y: class indices.
+            right: which are right as given.
+            left: which are right under every attack.
         """
         for row in range(len(y)):
             self._seen += 1

@@ -38,12 +38,12 @@ class AdversarialSet:
     """Clean and adversarial inputs, their labels, and how they were made.
 
     Attributes:
-        clean: Array `[n, ...]`, or dict from input names to such arrays.
-        adversarial: The same, attacked.
+        clean: array `[n, ...]`, or dict from input names to such arrays.
+        adversarial: the same, attacked.
         y: int64 class indices, `[n]`.
         attack: `{"class_name", "config"}` of the attack.
-        source: Name of the model they were made on.
-        seed: Seed they were made with.
+        source: name of the model they were made on.
+        seed: seed they were made with.
 
     Example:
     >>> model = lambda x: tf.concat([0.5 - x, x - 0.5], axis=-1)
@@ -88,12 +88,12 @@ class AdversarialSet:
         Args:
             model: Keras model or callable from a batch to logits; for an attack that needs no
                 gradients also the path of a .tflite or C file.
-            data: As in `evaluate_robustness`; inputs are one array or a dict of arrays.
-            attack: An `Attack`, its serialised form, or its name together with `epsilon`.
-            epsilon: Radius in input units, with a name only.
-            batch_size: Examples attacked at once.
-            max_examples: Use only the first ones.
-            seed: Seed, together with the attack's own.
+            data: as in `evaluate_robustness`; inputs are one array or a dict of arrays.
+            attack: an `Attack`, its serialised form, or its name together with `epsilon`.
+            epsilon: radius in input units, with a name only.
+            batch_size: examples attacked at once.
+            max_examples: use only the first ones.
+            seed: seed, together with the attack's own.
 
         Raises:
             ValueError: no data, inputs out of bounds, an attack towards the true labels, or
@@ -129,7 +129,7 @@ class AdversarialSet:
         """Writes the set as a compressed .npz file, whole or not at all.
 
         Args:
-            path: File to write or replace, with the ending .npz; its folder must exist.
+            path: file to write or replace, with the ending .npz; its folder must exist.
 
         Raises:
             ValueError: another ending, or inputs in a nest that is no dict.
@@ -156,7 +156,7 @@ class AdversarialSet:
         """Reads what `save` wrote.
 
         Args:
-            path: The .npz file.
+            path: the .npz file.
 
         Raises:
             FileNotFoundError: it is not there.
@@ -185,7 +185,7 @@ class AdversarialSet:
 
         Args:
             target: Keras model, callable from a batch to logits, or path of a .tflite or C file.
-            batch_size: Examples at once.
+            batch_size: examples at once.
 
         Raises:
             ValueError: the target does not take such inputs, or has too few classes.

@@ -24,12 +24,12 @@ class Target(NamedTuple):
     What has a single output an example becomes one of two classes by `with_two_classes`.
 
     Attributes:
-        name: Name for reports.
-        predict: Callable from a nest of NumPy inputs to float32 outputs `[batch, classes]`.
-        model: The callable to take gradients of; None for a file.
-        black_box: The callable for attacks that look at outputs only, traceable in a graph.
-        columns: Outputs an example; None where they are seen at the first call only.
-        loss: The compiled loss; None where there is none.
+        name: name for reports.
+        predict: callable from a nest of NumPy inputs to float32 outputs `[batch, classes]`.
+        model: the callable to take gradients of; None for a file.
+        black_box: the callable for attacks that look at outputs only, traceable in a graph.
+        columns: outputs an example; None where they are seen at the first call only.
+        loss: the compiled loss; None where there is none.
     """
 
     name: str
@@ -78,8 +78,8 @@ def with_two_classes(target: Target, x: Any) -> Target:
     The compiled loss says whether it is a logit; without one, a value outside of [0, 1] does.
 
     Args:
-        target: A target.
-        x: Nest of inputs; the more, the surer what their outputs are.
+        target: a target.
+        x: nest of inputs; the more, the surer what their outputs are.
 
     Returns:
         The target itself, where it has several outputs.

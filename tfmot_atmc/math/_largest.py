@@ -50,20 +50,20 @@ class _Threshold(NamedTuple):
 def _as_count(k: int | tf.Tensor) -> tf.Tensor:
     """Returns k as a scalar int64 tensor, refusing negative counts."""
     if isinstance(k, (bool, np.bool_)) or isinstance(k, (float, np.floating)):
-        raise TypeError(f"`budget` must be an integer, got {k!r}.")
+        raise TypeError(f"`budget` must be an integer. Received {k!r}.")
     if isinstance(k, numbers.Integral):
         if k < 0:
-            raise ValueError(f"`budget` must be >= 0, got {int(k)}.")
+            raise ValueError(f"`budget` must be >= 0. Received {int(k)}.")
         return tf.constant(int(k), tf.int64)
     k = tf.convert_to_tensor(k)
     if not k.dtype.is_integer:
-        raise TypeError(f"`budget` must be an integer tensor, got dtype {k.dtype.name}.")
+        raise TypeError(f"`budget` must be an integer tensor. Received dtype {k.dtype.name}.")
     if k.shape.rank not in (0, None):
-        raise ValueError(f"`budget` must be a scalar, got shape {k.shape}.")
+        raise ValueError(f"`budget` must be a scalar. Received shape {k.shape}.")
     k = tf.cast(k, tf.int64)
     if tf.executing_eagerly():
         if int(k) < 0:
-            raise ValueError(f"`budget` must be >= 0, got {int(k)}.")
+            raise ValueError(f"`budget` must be >= 0. Received {int(k)}.")
         return k
     check = tf.debugging.assert_non_negative(k, message="`budget` must be >= 0.")
     with tf.control_dependencies([check]):

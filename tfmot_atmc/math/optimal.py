@@ -182,14 +182,14 @@ def optimal_zero_kmeans(
     """
     values = np.asarray(values)
     if not np.all(np.isfinite(values)):
-        raise ValueError("`values` must be finite, got NaN or infinite entries.")
+        raise ValueError("`values` must be finite. Received NaN or infinite entries.")
     active = values != 0
     if where is not None:
         where = np.asarray(where)
         if where.dtype != np.bool_ or where.shape != values.shape:
             raise ValueError(
-                f"`where` must be a bool array of shape {values.shape}, "
-                f"got {where.dtype} of shape {where.shape}."
+                f"`where` must be a bool array of shape {values.shape}. "
+                f"Received {where.dtype} of shape {where.shape}."
             )
         active &= where
     points, weights = np.unique(values[active].astype(np.float64), return_counts=True)

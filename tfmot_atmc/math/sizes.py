@@ -39,7 +39,7 @@ def parse_bytes(size: int | str) -> int:
     found = 0 if match is None else int(float(match[1]) * _UNITS[match[2].lower()])
     if found < 1 or isinstance(size, (bool, float)):
         raise ValueError(
-            f'A size must be a positive number of bytes or text such as "24KB", got {size!r}.'
+            f'A size must be a positive number of bytes or text such as "24KB". Received {size!r}.'
         )
     return found
 
@@ -66,11 +66,11 @@ def paper_bits(nonzeros: int, distinct: int, bits: int) -> int:
     """
     if nonzeros < 0 or not 0 <= distinct <= nonzeros or (nonzeros and not distinct):
         raise ValueError(
-            "Expected 0 <= distinct <= nonzeros, and distinct >= 1 if there are nonzeros; "
-            f"got nonzeros={nonzeros}, distinct={distinct}."
+            "Expected 0 <= distinct <= nonzeros, and distinct >= 1 if there are nonzeros. "
+            f"Received nonzeros={nonzeros}, distinct={distinct}."
         )
     if not 1 <= bits <= _FLOAT_BITS:
-        raise ValueError(f"`bits` must be in 1..32, got {bits}.")
+        raise ValueError(f"`bits` must be in 1..32. Received {bits}.")
     if bits == _FLOAT_BITS or nonzeros == 0:
         return _FLOAT_BITS * nonzeros
     width = (distinct - 1).bit_length()
@@ -103,7 +103,7 @@ def entropy_bits(size: int, nonzeros: int, code_counts: Iterable[int]) -> float:
 
 def _position_bits(size: int, nonzeros: int) -> float:
     if not 0 <= nonzeros <= size:
-        raise ValueError(f"Expected 0 <= nonzeros <= size, got {nonzeros} and {size}.")
+        raise ValueError(f"Expected 0 <= nonzeros <= size. Received {nonzeros} and {size}.")
     choices = math.lgamma(size + 1) - math.lgamma(nonzeros + 1) - math.lgamma(size - nonzeros + 1)
     return max(choices, 0.0) / math.log(2.0)
 

@@ -100,10 +100,10 @@ def builder(name: str) -> Callable[..., keras.Model]:
     """Returns the builder of a network, such as `lenet`.
 
     Args:
-        name: One of `names()`.
+        name: one of `names()`.
 
     Raises:
-        ValueError: If the name is unknown.
+        ValueError: if the name is unknown.
     """
     if name not in _BUILDERS:
         raise ValueError(f"Unknown model {name!r}. Known models: {', '.join(names())}.")
@@ -114,14 +114,14 @@ def get(name: str, **kwargs: Any) -> keras.Model:
     """Builds a network by name.
 
     Args:
-        name: One of `names()`.
-        **kwargs: Passed to the builder, such as `input_shape`, `num_classes` or `seed`.
+        name: one of `names()`.
+        **kwargs: passed to the builder, such as `input_shape`, `num_classes` or `seed`.
 
     Returns:
         The model, not compiled, returning logits unless `classifier_activation` says otherwise.
 
     Raises:
-        ValueError: If the name is unknown.
+        ValueError: if the name is unknown.
     """
     return builder(name)(**kwargs)
 

@@ -35,9 +35,9 @@ class FanInUniform(keras.initializers.Initializer):
     layers from, kernels and biases alike.
 
     Args:
-        fan_in: Inputs that one output sums over. `None` reads it off the shape, as the product of
+        fan_in: inputs that one output sums over. `None` reads it off the shape, as the product of
             all dimensions but the last; a bias, whose shape does not tell, needs it given.
-        seed: Integer for reproducible values, or `None`.
+        seed: integer for reproducible values, or `None`.
 
     Example:
 
@@ -75,9 +75,9 @@ class SubsampleShortcut(keras.layers.Layer):
     It is "option A" of the CIFAR residual networks (He et al., 2016).
 
     Args:
-        filters: Channels of the output; at least those of the input.
-        strides: Step between the pixels that are kept.
-        **kwargs: Passed to `keras.layers.Layer`.
+        filters: channels of the output; at least those of the input.
+        strides: step between the pixels that are kept.
+        **kwargs: passed to `keras.layers.Layer`.
 
     Example:
 
@@ -119,7 +119,7 @@ class Seeds:
     """Gives each variable of a model a seed of its own, all drawn from one.
 
     Args:
-        seed: Integer, or `None` for seeds from Keras's global generator.
+        seed: integer, or `None` for seeds from Keras's global generator.
     """
 
     def __init__(self, seed: int | None):

@@ -37,13 +37,13 @@ def count_kernel_weights(model: keras.Model) -> int:
     is the papers' uncompressed size in bits. A shared layer counts once.
 
     Args:
-        model: A built Keras model.
+        model: a built Keras model.
 
     Returns:
         The number of entries.
 
     Raises:
-        ValueError: If the model is not built.
+        ValueError: if the model is not built.
     """
     return sum(math.prod(kernel.shape) for _, kernel in _kernels(model))
 
@@ -52,14 +52,14 @@ def count_macs(model: keras.Model) -> int:
     """Counts the multiply-accumulates of convolutions and dense layers for one image.
 
     Args:
-        model: A built functional model, each of whose layers is called once, on shapes known but
+        model: a built functional model, each of whose layers is called once, on shapes known but
             for the batch.
 
     Returns:
         The number of multiply-accumulates, those on padding included.
 
     Raises:
-        ValueError: If the model is not built, or an output shape is not known.
+        ValueError: if the model is not built, or an output shape is not known.
     """
     total = 0
     for layer, kernel in _kernels(model):

@@ -23,15 +23,15 @@ def widest(
     Widths are multiples of 1/64, up to 8. A network is taken to fit where a wider one does.
 
     Args:
-        builder: A builder that takes `width`, such as `compact_cnn`.
-        fits: Tells whether a network fits, by its weights or by the bytes of its file.
-        **arguments: Further arguments of the builder, such as `input_shape` or `seed`.
+        builder: a builder that takes `width`, such as `compact_cnn`.
+        fits: tells whether a network fits, by its weights or by the bytes of its file.
+        **arguments: further arguments of the builder, such as `input_shape` or `seed`.
 
     Returns:
         The network, not compiled.
 
     Raises:
-        ValueError: If the builder takes no width, or not even the narrowest network fits.
+        ValueError: if the builder takes no width, or not even the narrowest network fits.
 
     Example:
 

@@ -40,19 +40,19 @@ def lenet(
     weights and 580 biases.
 
     Args:
-        input_shape: Height, width and channels; at least 16 pixels a side.
-        num_classes: Number of outputs.
-        classifier_activation: Activation of the outputs; `None` returns logits.
-        normalization: Mean and standard deviation per channel, put into the model as a layer.
-        seed: Integer for reproducible weights.
-        name: Name of the model.
+        input_shape: height, width and channels; at least 16 pixels a side.
+        num_classes: number of outputs.
+        classifier_activation: activation of the outputs; `None` returns logits.
+        normalization: mean and standard deviation per channel, put into the model as a layer.
+        seed: integer for reproducible weights.
+        name: name of the model.
 
     Returns:
         A functional model from float images `[batch, height, width, channels]` in [0, 1] to
         `[batch, num_classes]`.
 
     Raises:
-        ValueError: If the image is too small or the normalisation does not fit it.
+        ValueError: if the image is too small or the normalisation does not fit it.
 
     Example:
 
@@ -91,19 +91,19 @@ def small_cnn(
     It is ours, not a paper's.
 
     Args:
-        input_shape: Height, width and channels; at least 2 pixels a side.
-        num_classes: Number of outputs.
-        classifier_activation: Activation of the outputs; `None` returns logits.
-        normalization: Mean and standard deviation per channel, put into the model as a layer.
-        seed: Integer for reproducible weights.
-        name: Name of the model.
+        input_shape: height, width and channels; at least 2 pixels a side.
+        num_classes: number of outputs.
+        classifier_activation: activation of the outputs; `None` returns logits.
+        normalization: mean and standard deviation per channel, put into the model as a layer.
+        seed: integer for reproducible weights.
+        name: name of the model.
 
     Returns:
         A functional model from float images `[batch, height, width, channels]` in [0, 1] to
         `[batch, num_classes]`.
 
     Raises:
-        ValueError: If the normalisation does not fit the image.
+        ValueError: if the normalisation does not fit the image.
     """
     seeds = common.Seeds(seed)
     inputs, x = common.start(input_shape, normalization)

@@ -30,20 +30,20 @@ def mnist_cnn(
     network of Wong et al., "Fast is better than free: revisiting adversarial training", 2020.
 
     Args:
-        input_shape: Height, width and channels; at least 4 pixels a side.
-        num_classes: Number of outputs.
-        classifier_activation: Activation of the outputs; `None` returns logits.
-        width: Factor on the filters and units; they are rounded, and at least 1.
-        normalization: Mean and standard deviation per channel, put into the model as a layer.
-        seed: Integer for reproducible weights.
-        name: Name of the model.
+        input_shape: height, width and channels; at least 4 pixels a side.
+        num_classes: number of outputs.
+        classifier_activation: activation of the outputs; `None` returns logits.
+        width: factor on the filters and units; they are rounded, and at least 1.
+        normalization: mean and standard deviation per channel, put into the model as a layer.
+        seed: integer for reproducible weights.
+        name: name of the model.
 
     Returns:
         A functional model from float images `[batch, height, width, channels]` in [0, 1] to
         `[batch, num_classes]`.
 
     Raises:
-        ValueError: If `width` is not positive, or the normalisation does not fit the image.
+        ValueError: if `width` is not positive, or the normalisation does not fit the image.
 
     Example:
 
@@ -80,22 +80,22 @@ def compact_cnn(
     `filters=(4, 8), units=0` gives 2,180.
 
     Args:
-        input_shape: Height, width and channels; at least 16 pixels a side.
-        num_classes: Number of outputs.
-        classifier_activation: Activation of the outputs; `None` returns logits.
-        width: Factor on the filters and units; they are rounded, and at least 1.
-        filters: Filters of the two convolutions.
-        units: Units of the dense layer between; 0 for none.
-        normalization: Mean and standard deviation per channel, put into the model as a layer.
-        seed: Integer for reproducible weights.
-        name: Name of the model.
+        input_shape: height, width and channels; at least 16 pixels a side.
+        num_classes: number of outputs.
+        classifier_activation: activation of the outputs; `None` returns logits.
+        width: factor on the filters and units; they are rounded, and at least 1.
+        filters: filters of the two convolutions.
+        units: units of the dense layer between; 0 for none.
+        normalization: mean and standard deviation per channel, put into the model as a layer.
+        seed: integer for reproducible weights.
+        name: name of the model.
 
     Returns:
         A functional model from float images `[batch, height, width, channels]` in [0, 1] to
         `[batch, num_classes]`.
 
     Raises:
-        ValueError: If the image is too small, `width` is not positive, or the normalisation does
+        ValueError: if the image is too small, `width` is not positive, or the normalisation does
             not fit the image.
 
     Example:

@@ -98,26 +98,26 @@ def resnet(
     """Residual network of any depth and width.
 
     Args:
-        blocks: Number of blocks of each stage; every stage but the first halves the image.
-        widths: Channels of each stage, four times that with `bottleneck`.
-        bottleneck: Whether blocks are 1x1, 3x3, 1x1 instead of two 3x3 convolutions.
-        option_a: Whether shortcuts are parameter-free (subsampled, zero channels added) instead of
+        blocks: number of blocks of each stage; every stage but the first halves the image.
+        widths: channels of each stage, four times that with `bottleneck`.
+        bottleneck: whether blocks are 1x1, 3x3, 1x1 instead of two 3x3 convolutions.
+        option_a: whether shortcuts are parameter-free (subsampled, zero channels added) instead of
             1x1 convolutions.
         stem: "cifar", a 3x3 convolution, or "imagenet", a strided 7x7 convolution and a maximum.
-        input_shape: Height, width and channels.
-        num_classes: Number of outputs.
-        classifier_activation: Activation of the outputs; `None` returns logits.
-        classifier_bias: Whether the classifier has a bias.
-        normalization: Mean and standard deviation per channel, put into the model as a layer.
-        seed: Integer for reproducible weights.
-        name: Name of the model.
+        input_shape: height, width and channels.
+        num_classes: number of outputs.
+        classifier_activation: activation of the outputs; `None` returns logits.
+        classifier_bias: whether the classifier has a bias.
+        normalization: mean and standard deviation per channel, put into the model as a layer.
+        seed: integer for reproducible weights.
+        name: name of the model.
 
     Returns:
         A functional model from float images `[batch, height, width, channels]` in [0, 1] to
         `[batch, num_classes]`.
 
     Raises:
-        ValueError: If `blocks` and `widths` differ in length, the stem is unknown, or the
+        ValueError: if `blocks` and `widths` differ in length, the stem is unknown, or the
             normalisation does not fit the image.
 
     Example:
@@ -180,14 +180,14 @@ def cifar_resnet(depth: int, **kwargs: Any) -> keras.Model:
     """The slim residual networks of 16, 32 and 64 channels with parameter-free shortcuts.
 
     Args:
-        depth: Number of layers, `6 n + 2` for `n` blocks a stage.
-        **kwargs: Passed to `resnet`.
+        depth: number of layers, `6 n + 2` for `n` blocks a stage.
+        **kwargs: passed to `resnet`.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: If the depth is not `6 n + 2`.
+        ValueError: if the depth is not `6 n + 2`.
     """
     if depth < 8 or depth % 6 != 2:
         raise ValueError(

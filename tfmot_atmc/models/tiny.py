@@ -94,18 +94,18 @@ def resnet8(
     Three residual blocks of 16, 32 and 64 channels; the shortcuts of the last two are convolutions.
 
     Args:
-        input_shape: Height, width and channels.
-        num_classes: Number of outputs.
-        classifier_activation: Activation of the outputs; `None` returns logits.
-        normalization: Mean and standard deviation per channel, put into the model as a layer.
-        seed: Integer for reproducible weights.
-        name: Name of the model.
+        input_shape: height, width and channels.
+        num_classes: number of outputs.
+        classifier_activation: activation of the outputs; `None` returns logits.
+        normalization: mean and standard deviation per channel, put into the model as a layer.
+        seed: integer for reproducible weights.
+        name: name of the model.
 
     Returns:
         A functional model from float images to `[batch, num_classes]`.
 
     Raises:
-        ValueError: If the input's shape or the normalisation does not fit.
+        ValueError: if the input's shape or the normalisation does not fit.
 
     Example:
 
@@ -144,19 +144,19 @@ def ds_cnn(
     channels. It reads 49 frames of 10 cepstral coefficients each, see `datasets.speech_features`.
 
     Args:
-        input_shape: Frames, coefficients and channels.
-        num_classes: Number of outputs.
-        classifier_activation: Activation of the outputs; `None` returns logits.
-        dropout: Whether it has the reference's two dropout layers.
-        normalization: Mean and standard deviation per channel, put into the model as a layer.
-        seed: Integer for reproducible weights.
-        name: Name of the model.
+        input_shape: frames, coefficients and channels.
+        num_classes: number of outputs.
+        classifier_activation: activation of the outputs; `None` returns logits.
+        dropout: whether it has the reference's two dropout layers.
+        normalization: mean and standard deviation per channel, put into the model as a layer.
+        seed: integer for reproducible weights.
+        name: name of the model.
 
     Returns:
         A functional model from float features to `[batch, num_classes]`.
 
     Raises:
-        ValueError: If the input's shape or the normalisation does not fit.
+        ValueError: if the input's shape or the normalisation does not fit.
 
     Example:
 
@@ -192,19 +192,19 @@ def mobilenet_v1(
     """MobileNetV1 at a quarter of its width, MLPerf Tiny's person detector: 221,794 parameters.
 
     Args:
-        input_shape: Height, width and channels.
-        num_classes: Number of outputs.
-        classifier_activation: Activation of the outputs; `None` returns logits.
-        width: Factor on the number of channels.
-        normalization: Mean and standard deviation per channel, put into the model as a layer.
-        seed: Integer for reproducible weights.
-        name: Name of the model.
+        input_shape: height, width and channels.
+        num_classes: number of outputs.
+        classifier_activation: activation of the outputs; `None` returns logits.
+        width: factor on the number of channels.
+        normalization: mean and standard deviation per channel, put into the model as a layer.
+        seed: integer for reproducible weights.
+        name: name of the model.
 
     Returns:
         A functional model from float images to `[batch, num_classes]`.
 
     Raises:
-        ValueError: If the input's shape or the normalisation does not fit, or a layer would have
+        ValueError: if the input's shape or the normalisation does not fit, or a layer would have
             no channel.
 
     Example:
@@ -241,18 +241,18 @@ def autoencoder(
     measure of an anomaly. Train it with the inputs as targets and `"mse"`.
 
     Args:
-        input_shape: Number of features, as a shape of one dimension.
+        input_shape: number of features, as a shape of one dimension.
         num_classes: None: it has as many outputs as inputs.
-        width: Units of the other hidden layers.
-        code: Units of the narrowest layer.
-        seed: Integer for reproducible weights.
-        name: Name of the model.
+        width: units of the other hidden layers.
+        code: units of the narrowest layer.
+        seed: integer for reproducible weights.
+        name: name of the model.
 
     Returns:
         A functional model from features `[batch, features]` to features of the same shape.
 
     Raises:
-        ValueError: If the input has another rank, or a number of classes is given.
+        ValueError: if the input has another rank, or a number of classes is given.
 
     Example:
 

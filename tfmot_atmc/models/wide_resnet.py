@@ -56,22 +56,22 @@ def wide_resnet(
     """Wide residual network for small images.
 
     Args:
-        depth: Number of layers, `6 n + 4` for `n` blocks a stage.
-        width: Factor on the channels 16, 32, 64 of the three stages.
-        input_shape: Height, width and channels.
-        num_classes: Number of outputs.
-        classifier_activation: Activation of the outputs; `None` returns logits.
-        dropout: Rate between the two convolutions of a block, in [0, 1).
-        normalization: Mean and standard deviation per channel, put into the model as a layer.
-        seed: Integer for reproducible weights and dropout.
-        name: Name of the model.
+        depth: number of layers, `6 n + 4` for `n` blocks a stage.
+        width: factor on the channels 16, 32, 64 of the three stages.
+        input_shape: height, width and channels.
+        num_classes: number of outputs.
+        classifier_activation: activation of the outputs; `None` returns logits.
+        dropout: rate between the two convolutions of a block, in [0, 1).
+        normalization: mean and standard deviation per channel, put into the model as a layer.
+        seed: integer for reproducible weights and dropout.
+        name: name of the model.
 
     Returns:
         A functional model from float images `[batch, height, width, channels]` in [0, 1] to
         `[batch, num_classes]`.
 
     Raises:
-        ValueError: If the depth is not `6 n + 4`, or the normalisation does not fit the image.
+        ValueError: if the depth is not `6 n + 4`, or the normalisation does not fit the image.
     """
     if depth < 10 or depth % 6 != 4:
         raise ValueError(
@@ -103,7 +103,7 @@ def wide_resnet_16_8(**kwargs: Any) -> keras.Model:
     """`wide_resnet(16, 8)`, ATMC's network for SVHN: 10,954,160 kernel weights.
 
     Args:
-        **kwargs: Passed to `wide_resnet`.
+        **kwargs: passed to `wide_resnet`.
 
     Returns:
         The model.

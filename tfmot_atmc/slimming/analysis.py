@@ -43,7 +43,7 @@ def kept_channels(model: keras.Model) -> dict[str, tuple[np.ndarray, np.ndarray]
     """Tells which channels of each layer with a kernel slimming would keep.
 
     Args:
-        model: A model for which `is_graph` holds.
+        model: a model for which `is_graph` holds.
 
     Returns:
         By layer name: bool `[inputs]` and bool `[outputs]`. Layers that are opaque are missing.
@@ -61,9 +61,9 @@ class Walk:
     """One pass over a model and the functional models in it.
 
     Attributes:
-        channels: The `Channels` found.
-        tensors: Atoms by id of the Keras tensor; None where the last axis is open.
-        nested: Ids of the inner models that were entered; all others are opaque.
+        channels: the `Channels` found.
+        tensors: atoms by id of the Keras tensor; None where the last axis is open.
+        nested: ids of the inner models that were entered; all others are opaque.
     """
 
     def __init__(self, model: keras.Model):

@@ -42,8 +42,8 @@ class Weighted:
     """A layer that mixes channels by a kernel, over all of its calls.
 
     Attributes:
-        source: Atoms of its inputs.
-        result: Atoms of its outputs.
+        source: atoms of its inputs.
+        result: atoms of its outputs.
         reach: bool `[inputs, outputs]`: whether a kernel entry between the two is not zero.
         effect: float64 `[inputs, outputs]`: sum of the kernel over its positions.
         constants: float64 `[inputs]`: what may go into the bias instead; NaN elsewhere.

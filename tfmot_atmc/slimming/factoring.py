@@ -37,8 +37,8 @@ def factor_layers(
     layer, a 1x1 convolution, or, where A is a vertical filter, the horizontal one.
 
     Args:
-        model: A built functional or sequential model. It stays as it is.
-        products: By layer name: A of shape `(..., r)`, the kernel's but for the last axis, and B of
+        model: a built functional or sequential model. It stays as it is.
+        products: by layer name: A of shape `(..., r)`, the kernel's but for the last axis, and B of
             shape `(r, outputs)`; or A of shape `(height, 1, inputs, r)` and B of shape
             `(1, width, r, outputs)`.
 
@@ -46,7 +46,7 @@ def factor_layers(
         An uncompiled model with the outputs of the original, up to rounding.
 
     Raises:
-        ValueError: If the graph of the model is not known, a name is not that of a layer of the
+        ValueError: if the graph of the model is not known, a name is not that of a layer of the
             model itself (or of an inner one) or that of several, a layer cannot be replaced, or a
             shape does not fit.
 
@@ -61,7 +61,7 @@ def factor_layers(
     if not is_graph(model) or not model.built:
         raise ValueError(
             "Only built functional and sequential models can be changed, since the graph of others "
-            f"is not known; got {model.name!r} of type {type(model).__name__}."
+            f"is not known. Received {model.name!r} of type {type(model).__name__}."
         )
     inside = inner_layers(model)
     known = {layer.name: layer for layer in inside}
@@ -79,7 +79,7 @@ def factor_layers(
         shape = tuple(known[name].kernel.shape)
         if not _gives(np.shape(a), np.shape(b), shape):
             raise ValueError(
-                f"The product for {name!r} must give the shape {shape}, got {np.shape(a)} and "
+                f"The product for {name!r} must give the shape {shape}. Received {np.shape(a)} and "
                 f"{np.shape(b)}."
             )
     return _Splitter(products).run(model)

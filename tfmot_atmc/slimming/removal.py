@@ -29,7 +29,7 @@ def slim_model(model: keras.Model) -> keras.Model:
     kernels of another size may add in another order.
 
     Args:
-        model: A built functional or sequential model, plain (after `strip_compression`). Inner
+        model: a built functional or sequential model, plain (after `strip_compression`). Inner
             functional models are slimmed too, if they are called once. It stays as it is.
 
     Returns:
@@ -37,8 +37,8 @@ def slim_model(model: keras.Model) -> keras.Model:
         constants need them.
 
     Raises:
-        TypeError: If `model` is not a Keras model.
-        ValueError: If the model is wrapped for compression, or its graph is not known because it
+        TypeError: if `model` is not a Keras model.
+        ValueError: if the model is wrapped for compression, or its graph is not known because it
             is subclassed.
 
     Example:
@@ -52,7 +52,7 @@ def slim_model(model: keras.Model) -> keras.Model:
     [2, 2]
     """
     if not isinstance(model, keras.Model):
-        raise TypeError(f"`model` must be a keras.Model, got {type(model).__name__}.")
+        raise TypeError(f"`model` must be a keras.Model. Received {type(model).__name__}.")
     if hasattr(model, "compression_report"):
         raise ValueError(
             f"The model {model.name!r} is wrapped for compression; call "
@@ -61,7 +61,7 @@ def slim_model(model: keras.Model) -> keras.Model:
     if not is_graph(model) or not model.built:
         raise ValueError(
             f"Only built functional and sequential models can be slimmed, since the graph of "
-            f"others is not known; got {model.name!r} of type {type(model).__name__}."
+            f"others is not known. Received {model.name!r} of type {type(model).__name__}."
         )
     return _Surgeon(model).run(model)
 

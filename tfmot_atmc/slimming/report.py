@@ -20,9 +20,9 @@ class LayerCost:
     """A layer with a kernel.
 
     Attributes:
-        name: Name of the layer.
-        kernel_shape: Shape of its kernel.
-        parameters: Entries of all its weights.
+        name: name of the layer.
+        kernel_shape: shape of its kernel.
+        parameters: entries of all its weights.
         macs: Multiply-accumulates for one example, over all calls of the layer; None where a
             position count is open.
     """
@@ -37,7 +37,7 @@ def layer_costs(model: keras.Model) -> list[LayerCost]:
     """Returns the layers of a functional or sequential model that have kernels, inner ones too.
 
     Args:
-        model: A built plain model.
+        model: a built plain model.
 
     Returns:
         One `LayerCost` per layer, in the order of the graph.
@@ -72,10 +72,10 @@ class SlimmingReport:
     """A model before and after `slim_model`.
 
     Attributes:
-        before: Layers of the model given.
-        after: Layers of the slimmed model.
-        parameters: Entries of all weights, before and after.
-        latency_ms: Milliseconds for one example in the stock interpreter, one thread, before and
+        before: layers of the model given.
+        after: layers of the slimmed model.
+        parameters: entries of all weights, before and after.
+        latency_ms: milliseconds for one example in the stock interpreter, one thread, before and
             after, measured in turns; None where not measured.
     """
 
@@ -129,9 +129,9 @@ def compare_models(
     """Sets a model beside its slimmed form.
 
     Args:
-        before: The model given to `slim_model`.
-        after: What it returned.
-        latency_ms: Their latencies, where they were measured (`export.measure_latency`).
+        before: the model given to `slim_model`.
+        after: what it returned.
+        latency_ms: their latencies, where they were measured (`export.measure_latency`).
 
     Returns:
         A `SlimmingReport`; print it for a table.

@@ -39,8 +39,8 @@ def measure_influence(model: keras.Model, inputs: Any) -> dict[str, ChannelInflu
     """Measures the influence of channels on examples.
 
     Args:
-        model: A plain functional or sequential model.
-        inputs: Examples as the model takes them, a few hundred; include attacked ones where the
+        model: a plain functional or sequential model.
+        inputs: examples as the model takes them, a few hundred; include attacked ones where the
             model has to withstand attacks.
 
     Returns:
@@ -48,7 +48,7 @@ def measure_influence(model: keras.Model, inputs: Any) -> dict[str, ChannelInflu
         and a bias, called once, whose channels are read by such layers only.
 
     Raises:
-        ValueError: If the graph of the model is not known.
+        ValueError: if the graph of the model is not known.
     """
     if not is_graph(model):
         raise ValueError(f"The graph of {model.name!r}, a {type(model).__name__}, is not known.")
@@ -125,16 +125,16 @@ def trim_channels(
     Unlike `slim_model` this changes the outputs: measure the result, and train on if needed.
 
     Args:
-        model: A plain functional or sequential model. It stays as it is.
-        inputs: Examples as the model takes them, to measure influence and means on.
-        keep: By layer name, how many output channels to keep, at least one.
-        influence: What `measure_influence` returned for the model, if it is known already.
+        model: a plain functional or sequential model. It stays as it is.
+        inputs: examples as the model takes them, to measure influence and means on.
+        keep: by layer name, how many output channels to keep, at least one.
+        influence: what `measure_influence` returned for the model, if it is known already.
 
     Returns:
         A slimmed model.
 
     Raises:
-        ValueError: If a layer cannot be trimmed, or is to keep no channel.
+        ValueError: if a layer cannot be trimmed, or is to keep no channel.
 
     Example:
 
@@ -150,7 +150,7 @@ def trim_channels(
         if name not in measured or number < 1:
             raise ValueError(
                 f"`keep` names layers that can be trimmed, {sorted(measured)}, each with at least "
-                f"one channel; got {name!r}: {number}."
+                f"one channel. Received {name!r}: {number}."
             )
         order = np.argsort(-measured[name].influence, kind="stable")
         layer, trimmed = changed.get_layer(name), order[number:]

@@ -64,10 +64,10 @@ def task_of(
       labels, own losses, several outputs.
 
     Args:
-        loss: What was given to `compile`.
-        outputs: Nest of the model's outputs (or of what has their shape and dtype).
-        y: Nest of labels, likewise.
-        names: Names of the outputs, where losses or labels are given by name.
+        loss: what was given to `compile`.
+        outputs: nest of the model's outputs (or of what has their shape and dtype).
+        y: nest of labels, likewise.
+        names: names of the outputs, where losses or labels are given by name.
         weights: `loss_weights` of `compile`.
 
     Raises:
@@ -104,7 +104,7 @@ class Task:
 
     Attributes:
         kind: `"classes"`, `"binary"`, `"labels"` or `"values"`.
-        parts: The loss of each output.
+        parts: the loss of each output.
     """
 
     kind: str
@@ -119,9 +119,9 @@ class Task:
         that, on the model's outputs and labels as they are.
 
         Args:
-            attack: What was asked for.
-            predict: The model in inference mode.
-            y: Nest of labels.
+            attack: what was asked for.
+            predict: the model in inference mode.
+            y: nest of labels.
 
         Raises:
             ValueError: the attack is targeted, or looks at classes where there are none.
@@ -161,8 +161,8 @@ class Task:
         Of several yes-or-no labels all must be right.
 
         Args:
-            y: Nest of labels.
-            outputs: Nest of outputs.
+            y: nest of labels.
+            outputs: nest of outputs.
         """
         if len(self.parts) != 1 or len(tf.nest.flatten(outputs)) != 1:
             return None
@@ -248,7 +248,7 @@ def binary_logits(outputs: tf.Tensor, from_logits: bool) -> tf.Tensor:
 
     Args:
         outputs: `[batch]` or `[batch, 1]`, logits or probabilities of the second class.
-        from_logits: They are logits.
+        from_logits: they are logits.
     """
     logits = outputs if from_logits else find_logits(outputs)
     if logits is None:
@@ -262,9 +262,9 @@ def class_labels(y: Any, columns: int | None = None) -> np.ndarray:
     """Returns class indices, int64 `[batch]`, of the labels of an evaluation.
 
     Args:
-        y: Class indices `[batch]` or `[batch, 1]`; or rows `[batch, classes]`, one-hot, smoothed
+        y: class indices `[batch]` or `[batch, 1]`; or rows `[batch, classes]`, one-hot, smoothed
             or mixed. A single output's labels are from 0 to 1, its classes 0 and 1.
-        columns: Outputs of the model an example; None if not known.
+        columns: outputs of the model an example; None if not known.
 
     Raises:
         ValueError: they are something else, such as several labels an example.

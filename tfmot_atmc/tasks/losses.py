@@ -29,10 +29,10 @@ class Part(NamedTuple):
     """The loss of one output.
 
     Attributes:
-        output: Which of the flat outputs it looks at.
-        label: Which of the flat labels.
-        loss: A `keras.losses.Loss`.
-        weight: Its weight in the sum.
+        output: which of the flat outputs it looks at.
+        label: which of the flat labels.
+        loss: a `keras.losses.Loss`.
+        weight: its weight in the sum.
     """
 
     output: int
@@ -45,9 +45,9 @@ def _resolved(loss: Any, y: Any = None, outputs: Any = None) -> keras.losses.Los
     """Returns a loss object for what may be given to `compile` for one output.
 
     Args:
-        loss: A loss, its name, or a function `(y, outputs)`.
-        y: Labels and outputs, by whose shapes `"crossentropy"` is told.
-        outputs: See `y`.
+        loss: a loss, its name, or a function `(y, outputs)`.
+        y: labels and outputs, by whose shapes `"crossentropy"` is told.
+        outputs: see `y`.
 
     Raises:
         ValueError: the name is unknown.
@@ -89,10 +89,10 @@ def loss_parts(
     """Returns the losses of all outputs, matched as `compile` and `fit` match them.
 
     Args:
-        loss: What was given to `compile`.
-        outputs: Nest of outputs.
-        y: Nest of labels.
-        names: Names of the outputs, in order.
+        loss: what was given to `compile`.
+        outputs: nest of outputs.
+        y: nest of labels.
+        names: names of the outputs, in order.
         weights: `loss_weights` of `compile`.
 
     Raises:
@@ -153,9 +153,9 @@ def example_losses(loss: keras.losses.Loss, y: tf.Tensor, outputs: tf.Tensor) ->
     """Returns the loss of each example, float32 `[batch]`: what Keras averages over the batch.
 
     Args:
-        loss: The loss.
-        y: Labels, batch first.
-        outputs: Outputs, batch first.
+        loss: the loss.
+        y: labels, batch first.
+        outputs: outputs, batch first.
 
     Raises:
         ValueError: the loss has no value for each example.
@@ -194,7 +194,7 @@ def find_logits(outputs: tf.Tensor) -> tf.Tensor | None:
     """Returns what stands behind a final softmax or sigmoid; None where neither is found.
 
     Args:
-        outputs: Outputs of a model, in a graph or straight from Keras.
+        outputs: outputs of a model, in a graph or straight from Keras.
     """
     found = logits_of(outputs)
     if found is not outputs:

@@ -52,11 +52,11 @@ class PositionModel:
     """How the positions of one tensor are coded: classes of coordinates of each dimension.
 
     Args:
-        sizes: Sizes of the dimensions.
-        positions: Ascending flat positions, int64.
+        sizes: sizes of the dimensions.
+        positions: ascending flat positions, int64.
 
     Attributes:
-        bits: Bits that the positions cost, about.
+        bits: bits that the positions cost, about.
     """
 
     def __init__(self, sizes: Sequence[int], positions: np.ndarray):
@@ -155,13 +155,13 @@ class CodeModel:
     """The cheapest distribution of codes: a quadratic shape or a histogram.
 
     Args:
-        codes: The alphabet, ascending.
-        counts: How often each code occurs.
+        codes: the alphabet, ascending.
+        counts: how often each code occurs.
 
     Attributes:
-        plan: What tells the model in the archive.
-        weights: Its weights; None where there is one code only.
-        bits: Bits of all codes and of the model, about.
+        plan: what tells the model in the archive.
+        weights: its weights; None where there is one code only.
+        bits: bits of all codes and of the model, about.
     """
 
     def __init__(self, codes: np.ndarray, counts: np.ndarray):
@@ -220,12 +220,12 @@ class ValueModel:
     """The cheapest coding of values: byte by byte, or as numbers into a codebook.
 
     Args:
-        rows: The values as bytes, uint8 `[count, itemsize]`, not empty.
+        rows: the values as bytes, uint8 `[count, itemsize]`, not empty.
         kind: NumPy's letter of their type: "f" float, "i" signed, "u" anything else.
 
     Attributes:
-        bits: Bits of the values, model and codebook included, about.
-        book_size: Bytes of the codebook.
+        bits: bits of the values, model and codebook included, about.
+        book_size: bytes of the codebook.
     """
 
     def __init__(self, rows: np.ndarray, kind: str):
@@ -287,10 +287,10 @@ class Encoder:
     """Writes plan and stream; the order of calls is that in which `unpacking` reads.
 
     Attributes:
-        plan: What tells how to decode, so far.
-        codebook_at: Start and end of each codebook in the plan.
-        position_bits: Bits of the stream that are positions.
-        code_bits: Bits of the stream that are codes.
+        plan: what tells how to decode, so far.
+        codebook_at: start and end of each codebook in the plan.
+        position_bits: bits of the stream that are positions.
+        code_bits: bits of the stream that are codes.
     """
 
     def __init__(self) -> None:

@@ -49,16 +49,16 @@ class ArchiveReport:
     """What `pack_archive` wrote. All sizes are in bytes.
 
     Attributes:
-        path: The archive.
-        bytes: Size of the .tflite file.
-        archive_bytes: Size of the archive, the sum of the next four.
-        graph_bytes: Header, graph, biases and whatever else is not coded, compressed.
-        position_bytes: Positions of the sparse constants.
-        code_bytes: Values of the coded constants.
-        codebook_bytes: Codebooks of the coded constants.
-        entropy_bound: Entropy of positions and codes (`math.entropy_bits`) of the coded constants,
+        path: the archive.
+        bytes: size of the .tflite file.
+        archive_bytes: size of the archive, the sum of the next four.
+        graph_bytes: header, graph, biases and whatever else is not coded, compressed.
+        position_bytes: positions of the sparse constants.
+        code_bytes: values of the coded constants.
+        codebook_bytes: codebooks of the coded constants.
+        entropy_bound: entropy of positions and codes (`math.entropy_bits`) of the coded constants,
             codebooks not included; values for which a codebook would not pay count in full.
-        tensors: Number of coded constants.
+        tensors: number of coded constants.
     """
 
     path: str
@@ -261,7 +261,7 @@ def _without(data: bytes, holes: list[tuple[int, int]]) -> bytes:
 def _pack(data: bytes, path: str) -> tuple[bytes, ArchiveReport]:
     if data[4:8] != FILE_IDENTIFIER:
         raise ArchiveError(
-            f"Not a .tflite model: expected the identifier {FILE_IDENTIFIER!r} at byte 4, got "
+            f"Not a .tflite model: expected the identifier {FILE_IDENTIFIER!r} at byte 4. Received "
             f"{bytes(data[4:8])!r} in {len(data)} bytes."
         )
     packer = _Packer(data)
@@ -315,13 +315,13 @@ def pack(data: bytes) -> bytes:
     """Packs the content of a .tflite file.
 
     Args:
-        data: The content, from this package or any other source.
+        data: the content, from this package or any other source.
 
     Returns:
         The content of an archive, which was unpacked once to see that it yields `data`.
 
     Raises:
-        ArchiveError: If the content is not a .tflite model.
+        ArchiveError: if the content is not a .tflite model.
 
     Example:
         >>> unpack(pack(b"0000TFL3" + bytes(1000))) == b"0000TFL3" + bytes(1000)
@@ -339,17 +339,17 @@ def pack_archive(
     """Packs a .tflite file into a transfer archive.
 
     Args:
-        tflite_path: The file to pack.
-        archive_path: The archive to write, whole or not at all.
-        overwrite: Whether an existing archive may be replaced.
+        tflite_path: the file to pack.
+        archive_path: the archive to write, whole or not at all.
+        overwrite: whether an existing archive may be replaced.
 
     Returns:
         An `ArchiveReport`; print it to see what the parts weigh.
 
     Raises:
-        FileExistsError: If the archive exists and must not be replaced.
-        FileNotFoundError: If there is no file to pack.
-        ArchiveError: If the file is not a .tflite model.
+        FileExistsError: if the archive exists and must not be replaced.
+        FileNotFoundError: if there is no file to pack.
+        ArchiveError: if the file is not a .tflite model.
     """
     _check_target(archive_path, overwrite)
     try:
@@ -370,15 +370,15 @@ def unpack_archive(
     """Restores the .tflite file that an archive was made of, to the byte.
 
     Args:
-        archive_path: The archive.
-        tflite_path: The file to write, whole or not at all.
-        max_bytes: Largest file to restore; an archive that claims more is refused.
-        overwrite: Whether an existing file may be replaced.
+        archive_path: the archive.
+        tflite_path: the file to write, whole or not at all.
+        max_bytes: largest file to restore; an archive that claims more is refused.
+        overwrite: whether an existing file may be replaced.
 
     Raises:
-        FileExistsError: If the file exists and must not be replaced.
-        FileNotFoundError: If there is no such archive.
-        ArchiveError: If the archive is damaged, truncated, hostile, of another version or too big.
+        FileExistsError: if the file exists and must not be replaced.
+        FileNotFoundError: if there is no such archive.
+        ArchiveError: if the archive is damaged, truncated, hostile, of another version or too big.
     """
     _check_target(tflite_path, overwrite)
     try:

@@ -336,12 +336,12 @@ def unpack(data: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
     """Restores the very bytes of a .tflite file, at most `max_bytes`, from those of an archive.
 
     Raises:
-        ArchiveError: If the archive is damaged, truncated, hostile, of another version or too big.
+        ArchiveError: if the archive is damaged, truncated, hostile, of another version or too big.
     """
     if len(data) < HEADER.size or data[:4] != MAGIC:
         raise ArchiveError(
-            f"Not a transfer archive: expected {MAGIC!r} and at least {HEADER.size} bytes, got "
-            f"{bytes(data[:4])!r} and {len(data)} bytes."
+            f"Not a transfer archive: expected {MAGIC!r} and at least {HEADER.size} bytes. "
+            f"Received {bytes(data[:4])!r} and {len(data)} bytes."
         )
     header = HEADER.unpack_from(data)
     version, coding, zero, crc, size, graph_size, graph_bytes, digest = header[1:]

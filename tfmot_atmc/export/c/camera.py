@@ -20,9 +20,9 @@ class ByteInput:
     """How bytes become what a network takes: (byte * unit) * scale + offset, for each channel.
 
     Attributes:
-        unit: What one step of a byte means to the Keras model.
-        scale: Factors, `[channels]`.
-        offset: What is added, `[channels]`.
+        unit: what one step of a byte means to the Keras model.
+        scale: factors, `[channels]`.
+        offset: what is added, `[channels]`.
     """
 
     unit: float
@@ -50,8 +50,8 @@ def byte_input(model: keras.Model, pixel_max: float | None) -> tuple[ByteInput |
     """Finds out whether a model takes bytes, and takes its first rescaling off.
 
     Args:
-        model: A built Keras model of one input.
-        pixel_max: What the byte 255 means to the model; None takes 255 where the model begins
+        model: a built Keras model of one input.
+        pixel_max: what the byte 255 means to the model; None takes 255 where the model begins
             with a rescaling of such numbers, and otherwise no bytes.
 
     Returns:

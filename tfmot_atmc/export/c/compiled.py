@@ -51,20 +51,20 @@ class CModel:
     in float32 up to what the compiler does with sums.
 
     Args:
-        path: The C file; its header lies beside it. It is compiled and run as it is, so take it
+        path: the C file; its header lies beside it. It is compiled and run as it is, so take it
             from a source that you trust.
-        flags: Further flags of the compiler.
+        flags: further flags of the compiler.
 
     Raises:
-        FileNotFoundError: If the file or its header is missing.
-        ValueError: If the header is not one of `export_c`, or the file does not compile.
-        CompilerMissingError: If there is no compiler.
+        FileNotFoundError: if the file or its header is missing.
+        ValueError: if the header is not one of `export_c`, or the file does not compile.
+        CompilerMissingError: if there is no compiler.
 
     Attributes:
-        name: Prefix of the C function.
-        header: The header's path.
-        input_shape: Height, width and channels of one example.
-        output_size: Number of outputs.
+        name: prefix of the C function.
+        header: the header's path.
+        input_shape: height, width and channels of one example.
+        output_size: number of outputs.
         input_type: dtype of the C function's input: int8, uint8 or float32.
         output_type: dtype of its output.
     """
@@ -105,13 +105,13 @@ class CModel:
         """Runs the C function as it is.
 
         Args:
-            inputs: Array `[batch, ...]` of `input_type`, `input_shape` elements an example.
+            inputs: array `[batch, ...]` of `input_type`, `input_shape` elements an example.
 
         Returns:
             Array `[batch, output_size]` of `output_type`.
 
         Raises:
-            ValueError: If the inputs have another dtype or size.
+            ValueError: if the inputs have another dtype or size.
         """
         size = int(np.prod(self.input_shape))
         if inputs.dtype != self.input_type or inputs[:1].size not in (0, size):
@@ -140,7 +140,7 @@ class CModel:
         """Runs the model on real inputs, as the Keras model takes them.
 
         Args:
-            inputs: Array `[batch, ...]`.
+            inputs: array `[batch, ...]`.
 
         Returns:
             float32 array `[batch, outputs]`.

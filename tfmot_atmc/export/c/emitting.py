@@ -65,11 +65,11 @@ class Source:
     """The written text.
 
     Attributes:
-        code: The C file.
-        header: The header.
-        weight_bytes: Bytes of encoded weights.
-        table_bytes: Bytes of biases, scales, strides and other constants.
-        static_bytes: Bytes of memory in use from start to end: the arena and the taps.
+        code: the C file.
+        header: the header.
+        weight_bytes: bytes of encoded weights.
+        table_bytes: bytes of biases, scales, strides and other constants.
+        static_bytes: bytes of memory in use from start to end: the arena and the taps.
     """
 
     code: str
@@ -90,11 +90,11 @@ def emit(
     """Writes a program.
 
     Args:
-        program: What `lower` returned.
-        name: Prefix of the function and of the header's constants, and name of the files.
-        digest: What the header says of its origin.
-        header: Name of the header's file.
-        bytes_in: How the caller's bytes are converted; None where the caller gives elements.
+        program: what `lower` returned.
+        name: prefix of the function and of the header's constants, and name of the files.
+        digest: what the header says of its origin.
+        header: name of the header's file.
+        bytes_in: how the caller's bytes are converted; None where the caller gives elements.
 
     Returns:
         The `Source`.

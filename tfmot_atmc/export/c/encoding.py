@@ -33,14 +33,14 @@ class Rows:
     """The rows of a kernel as stored.
 
     Attributes:
-        form: The layout: a code for every weight (DENSE), a byte for each gap and each code
+        form: the layout: a code for every weight (DENSE), a byte for each gap and each code
             (BYTES), or `gap_bits` and `value_bits` (BITS; 0 gap bits say that no weight is zero).
-        stream: The bytes.
-        gap_bits: Bits of a gap.
-        value_bits: Bits of a code; 0 where `table` holds one value for each weight, in order.
-        table: The values that codes stand for; None where the code is the int8 value itself.
-        shape: Rows and columns.
-        nonzeros: Weights that are not zero.
+        stream: the bytes.
+        gap_bits: bits of a gap.
+        value_bits: bits of a code; 0 where `table` holds one value for each weight, in order.
+        table: the values that codes stand for; None where the code is the int8 value itself.
+        shape: rows and columns.
+        nonzeros: weights that are not zero.
     """
 
     form: Form
@@ -62,7 +62,7 @@ def encode_rows(rows: np.ndarray, *, fast: bool = False) -> Rows:
 
     Args:
         rows: int8 or float32 array `[rows, columns]`.
-        fast: Whether to use whole bytes only, which are read faster.
+        fast: whether to use whole bytes only, which are read faster.
 
     Returns:
         The smallest of the layouts.
@@ -183,7 +183,7 @@ def decode_rows(rows: Rows) -> np.ndarray:
     """Reads a stream back, field by field as the C code does.
 
     Args:
-        rows: What `encode_rows` returned.
+        rows: what `encode_rows` returned.
 
     Returns:
         The array `[rows, columns]`, int8 or float32.

@@ -32,11 +32,11 @@ def header_text(
     """Returns the header of a C file.
 
     Args:
-        program: The program.
-        name: Prefix of the function and of the constants.
-        digest: Of the .tflite model that it computes.
-        static: Bytes of static memory.
-        bytes_in: How the caller's bytes are converted; None where the caller gives elements.
+        program: the program.
+        name: prefix of the function and of the constants.
+        digest: of the .tflite model that it computes.
+        static: bytes of static memory.
+        bytes_in: how the caller's bytes are converted; None where the caller gives elements.
     """
     network, upper = program.network, name.upper()
     source, result = network.input, network.output

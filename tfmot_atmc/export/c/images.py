@@ -19,13 +19,13 @@ def write_images(path: str | os.PathLike[str], model: CModel, inputs: Any, label
     """Writes examples as `images` and `labels`, as `examples/microcontroller` reads them.
 
     Args:
-        path: The header to write, such as `"images.h"`.
-        model: The C file that shall take them.
-        inputs: Array `[examples, ...]`, as the Keras model takes it.
-        labels: Integers `[examples]`.
+        path: the header to write, such as `"images.h"`.
+        model: the C file that shall take them.
+        inputs: array `[examples, ...]`, as the Keras model takes it.
+        labels: integers `[examples]`.
 
     Raises:
-        ValueError: If there is no example, or not one label for each.
+        ValueError: if there is no example, or not one label for each.
     """
     codes = model.quantize(inputs).reshape(len(inputs), -1)
     found = np.asarray(labels).reshape(-1)

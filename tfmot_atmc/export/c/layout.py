@@ -20,15 +20,15 @@ class Storage:
     Rows of a plane share their borders: what is right of a row is left of the next one.
 
     Attributes:
-        channels: Number of planes.
-        height: Rows of a plane, without borders.
-        width: Elements of a row, without borders.
-        zero_point: The code that borders are filled with.
+        channels: number of planes.
+        height: rows of a plane, without borders.
+        width: elements of a row, without borders.
+        zero_point: the code that borders are filled with.
         role: `"arena"`, `"input"` or `"output"`: whose memory it is.
-        top: Rows above a plane that belong to its border; so on for the other sides.
-        first: Number of the step that writes it first.
-        last: Number of the last step that uses it.
-        offset: Where it lies in the arena, in elements.
+        top: rows above a plane that belong to its border; so on for the other sides.
+        first: number of the step that writes it first.
+        last: number of the last step that uses it.
+        offset: where it lies in the arena, in elements.
     """
 
     channels: int
@@ -88,14 +88,14 @@ class View:
     """A tensor's place in a storage.
 
     Attributes:
-        storage: The memory.
-        height: Rows of the tensor; width and channels alike.
-        top: First row in the storage's planes; negative where it begins in the border.
-        left: First element of a row.
-        channel: First plane.
-        interleaved: Whether the channels of a pixel lie side by side, the whole storage being one
+        storage: the memory.
+        height: rows of the tensor; width and channels alike.
+        top: first row in the storage's planes; negative where it begins in the border.
+        left: first element of a row.
+        channel: first plane.
+        interleaved: whether the channels of a pixel lie side by side, the whole storage being one
             plain array; otherwise each channel is a plane.
-        source: What is seen here as one row of elements, in the order of rows, pixels and
+        source: what is seen here as one row of elements, in the order of rows, pixels and
             channels; None for a view of its own.
     """
 
@@ -144,8 +144,8 @@ def place(storages: list[Storage], itemsize: int) -> int:
     The best of some orders is taken: the largest first, the longest used first, and random ones.
 
     Args:
-        storages: The storages; their `offset` is set.
-        itemsize: Bytes of an element.
+        storages: the storages; their `offset` is set.
+        itemsize: bytes of an element.
 
     Returns:
         Elements of the arena.

@@ -36,7 +36,7 @@ def lower(plan: Plan, *, optimize: str = "balanced") -> Program:
     """Encodes the weights and settles all parameters of the kernels.
 
     Args:
-        plan: What `plan_network` returned.
+        plan: what `plan_network` returned.
         optimize: `"speed"` stores weights in whole bytes, `"size"` in as few bits as it can, and
             `"balanced"` does the latter where a weight is used for many outputs, so that reading
             it hardly counts.
@@ -45,7 +45,7 @@ def lower(plan: Plan, *, optimize: str = "balanced") -> Program:
         The `Program`.
 
     Raises:
-        UnsupportedError: If a sum may not fit in 32 bits, or a kernel is too large.
+        UnsupportedError: if a sum may not fit in 32 bits, or a kernel is too large.
     """
     uses = {"speed": 1 << 30, "balanced": _MANY_USES, "size": 0}[optimize]
     plain = _lower(plan, 1 << 30)

@@ -21,11 +21,11 @@ class Tensor:
     """A tensor of a network of batch one.
 
     Attributes:
-        shape: Its shape, the batch first.
+        shape: its shape, the batch first.
         dtype: float32, int8 or int32.
-        scale: Its scales: one, or one for each channel; empty for floats.
-        zero_point: The code that means 0.0; 0 for floats.
-        data: Its values where it is a constant.
+        scale: its scales: one, or one for each channel; empty for floats.
+        zero_point: the code that means 0.0; 0 for floats.
+        data: its values where it is a constant.
     """
 
     shape: tuple[int, ...]
@@ -52,15 +52,15 @@ class Operation:
     """One operation.
 
     Attributes:
-        kind: What it does, such as `"conv"` or `"add"`.
-        inputs: What it reads; weights and biases are constants, a missing bias is left out.
-        output: What it computes.
+        kind: what it does, such as `"conv"` or `"add"`.
+        inputs: what it reads; weights and biases are constants, a missing bias is left out.
+        output: what it computes.
         activation: `"none"`, `"relu"`, `"relu6"` or `"relu_n1_to_1"`.
-        window: Height and width of a kernel or a pool.
-        stride: Steps of it, vertical and horizontal.
-        padding: Rows above and below, columns left and right.
-        axis: Where a concatenation happens: 0 rows, 1 columns, 2 channels.
-        beta: Factor inside a softmax.
+        window: height and width of a kernel or a pool.
+        stride: steps of it, vertical and horizontal.
+        padding: rows above and below, columns left and right.
+        axis: where a concatenation happens: 0 rows, 1 columns, 2 channels.
+        beta: factor inside a softmax.
     """
 
     kind: str
@@ -79,9 +79,9 @@ class Network:
     """Operations in an order in which they can run.
 
     Attributes:
-        operations: The operations.
-        input: What the network takes.
-        output: What it returns.
+        operations: the operations.
+        input: what the network takes.
+        output: what it returns.
     """
 
     operations: list[Operation]

@@ -22,14 +22,14 @@ def plan_network(network: Network, *, convert_input: bool = False) -> Plan:
     more. Padding, reshapes and concatenations are views where they can be.
 
     Args:
-        network: What `read_network` returned.
-        convert_input: Whether the caller gives bytes that are converted first.
+        network: what `read_network` returned.
+        convert_input: whether the caller gives bytes that are converted first.
 
     Returns:
         The `Plan`.
 
     Raises:
-        UnsupportedError: If a layout is not there.
+        UnsupportedError: if a layout is not there.
     """
     planner = _Planner(network)
     planner.run(convert_input)

@@ -21,10 +21,10 @@ class Layer:
 
     Attributes:
         kind: `"conv"`, `"depthwise"` or `"dense"`.
-        rows: Its encoded weights.
-        biases: One for each output channel.
+        rows: its encoded weights.
+        biases: one for each output channel.
         operations: Multiply-accumulates that are done for one example.
-        dense_operations: Those that a dense kernel would do.
+        dense_operations: those that a dense kernel would do.
     """
 
     kind: str
@@ -39,10 +39,10 @@ class Call:
     """A call of a kernel.
 
     Attributes:
-        function: Its name.
-        type: Type of its parameters; empty where all are arguments.
-        fields: The parameters, by field; nested ones are dictionaries.
-        arguments: What follows: views and numbers.
+        function: its name.
+        type: type of its parameters; empty where all are arguments.
+        fields: the parameters, by field; nested ones are dictionaries.
+        arguments: what follows: views and numbers.
     """
 
     function: str
@@ -56,12 +56,12 @@ class Program:
     """All that is written out.
 
     Attributes:
-        plan: The steps and the memory.
-        layers: Layers with weights; a call's `weights` field is the number of one.
-        calls: The calls, in order.
-        tables: Arrays in flash that calls refer to by name.
-        taps: Most nonzeros of a convolution's filter.
-        block: Pixels that are computed at once.
+        plan: the steps and the memory.
+        layers: layers with weights; a call's `weights` field is the number of one.
+        calls: the calls, in order.
+        tables: arrays in flash that calls refer to by name.
+        taps: most nonzeros of a convolution's filter.
+        block: pixels that are computed at once.
     """
 
     plan: Plan

@@ -36,13 +36,13 @@ def read_network(data: bytes) -> Network:
     network takes and returns int8.
 
     Args:
-        data: Content of the file.
+        data: content of the file.
 
     Returns:
         The `Network`.
 
     Raises:
-        UnsupportedError: If it has several inputs or outputs, another batch than one, or operators
+        UnsupportedError: if it has several inputs or outputs, another batch than one, or operators
             that are not there; all of them are named.
     """
     model = flatbuffer.read_model(data)

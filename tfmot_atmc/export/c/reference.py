@@ -17,8 +17,8 @@ def run_network(network: Network, inputs: np.ndarray) -> np.ndarray:
     """Runs a network on a batch.
 
     Args:
-        network: What `read_network` returned.
-        inputs: Array `[batch, ...]`: int8 codes of the input, or float32.
+        network: what `read_network` returned.
+        inputs: array `[batch, ...]`: int8 codes of the input, or float32.
 
     Returns:
         Array `[batch, outputs]` of the network's type.

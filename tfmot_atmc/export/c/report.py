@@ -21,13 +21,13 @@ class LayerSummary:
 
     Attributes:
         kind: `"conv"`, `"depthwise"` or `"dense"`.
-        shape: Rows (outputs or filters) and columns (weights of each).
-        nonzeros: Weights that are not zero.
-        form: How they are stored: `"dense"`, `"bytes"` (a byte for each gap and value) or
+        shape: rows (outputs or filters) and columns (weights of each).
+        nonzeros: weights that are not zero.
+        form: how they are stored: `"dense"`, `"bytes"` (a byte for each gap and value) or
             `"bits"`, with the bits of a gap and of a value.
-        nbytes: Bytes of the weights in flash, a table of values included.
-        operations: Multiplications for one example.
-        dense_operations: Those that a dense kernel would do.
+        nbytes: bytes of the weights in flash, a table of values included.
+        operations: multiplications for one example.
+        dense_operations: those that a dense kernel would do.
     """
 
     kind: str
@@ -44,25 +44,25 @@ class CReport:
     """The measured outcome of `export_c`.
 
     Attributes:
-        path: The C file; its header lies beside it.
+        path: the C file; its header lies beside it.
         values: `"full_int8"` or `"float32"`.
-        layers: Layers with weights.
-        weight_bytes: Bytes of weights in flash.
-        table_bytes: Bytes of biases and other tables in flash.
-        static_bytes: Bytes of static RAM: activations and one filter's weights.
-        input_bytes: Bytes of the caller's input array.
-        output_bytes: Bytes of the caller's output array.
-        footprints: Flash and RAM as a cross-compiler makes them; empty where none is installed.
-        compiled: Whether the C file itself was run; without a C compiler the same integers are
+        layers: layers with weights.
+        weight_bytes: bytes of weights in flash.
+        table_bytes: bytes of biases and other tables in flash.
+        static_bytes: bytes of static RAM: activations and one filter's weights.
+        input_bytes: bytes of the caller's input array.
+        output_bytes: bytes of the caller's output array.
+        footprints: flash and RAM as a cross-compiler makes them; empty where none is installed.
+        compiled: whether the C file itself was run; without a C compiler the same integers are
             computed by NumPy instead.
-        max_difference: Largest absolute difference from Keras, divided by the largest absolute
+        max_difference: largest absolute difference from Keras, divided by the largest absolute
             Keras output.
-        label_agreement: Fraction of examples whose largest output is the same; None where there is
+        label_agreement: fraction of examples whose largest output is the same; None where there is
             one output only.
-        examples: Number of examples compared.
+        examples: number of examples compared.
         digest: SHA-256 of the .tflite model that the C file computes.
-        slimming: What was removed before; None where nothing was.
-        warnings: What makes the comparison say little, such as layers without any effect.
+        slimming: what was removed before; None where nothing was.
+        warnings: what makes the comparison say little, such as layers without any effect.
     """
 
     path: str

@@ -34,13 +34,13 @@ def scaling_fields(
     """Returns how sums become elements of `output`.
 
     Args:
-        factor: The multiplier and the shift of int8; what is given for floats does not count.
-        activation: The activation.
-        output: What the sums become.
-        largest: Bound of the sums of int8.
+        factor: the multiplier and the shift of int8; what is given for floats does not count.
+        activation: the activation.
+        output: what the sums become.
+        largest: bound of the sums of int8.
 
     Raises:
-        UnsupportedError: If a sum may not fit in 32 bits.
+        UnsupportedError: if a sum may not fit in 32 bits.
     """
     lowest, highest = clamp(activation, output)
     if not _is_integer(output):

@@ -16,15 +16,15 @@ class Step:
     """One call of a kernel.
 
     Attributes:
-        kind: The kernel: that of the operation, `"copy"`, or `"load"`, which converts the input.
-        reads: Views of what it reads, weights left out.
-        writes: View of what it writes.
-        operation: What it computes; None for a copy.
-        pool: Rows and pixels of the max-pool that is fused into a convolution.
-        pooled: Its output, where there is one.
-        add: The sum that is fused into a convolution, which adds the last of `reads`.
-        scratch: Memory for the sums of a row; None where none is needed.
-        border: Storage whose border is filled before.
+        kind: the kernel: that of the operation, `"copy"`, or `"load"`, which converts the input.
+        reads: views of what it reads, weights left out.
+        writes: view of what it writes.
+        operation: what it computes; None for a copy.
+        pool: rows and pixels of the max-pool that is fused into a convolution.
+        pooled: its output, where there is one.
+        add: the sum that is fused into a convolution, which adds the last of `reads`.
+        scratch: memory for the sums of a row; None where none is needed.
+        border: storage whose border is filled before.
     """
 
     kind: str
@@ -42,10 +42,10 @@ class Plan:
     """All that the C code does, in order.
 
     Attributes:
-        network: The network.
-        steps: The calls.
-        arena: Elements of the arena.
-        largest: Elements of the largest storage, the caller's included.
+        network: the network.
+        steps: the calls.
+        arena: elements of the arena.
+        largest: elements of the largest storage, the caller's included.
     """
 
     network: Network

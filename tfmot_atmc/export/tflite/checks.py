@@ -41,12 +41,12 @@ def check_path(path: str | os.PathLike[str], suffix: str, overwrite: bool) -> Pa
     """Returns the path of a file to write, if it may be written.
 
     Raises:
-        ValueError: If the name ends otherwise, or its folder is missing.
-        FileExistsError: If the file exists and `overwrite` is False.
+        ValueError: if the name ends otherwise, or its folder is missing.
+        FileExistsError: if the file exists and `overwrite` is False.
     """
     target = Path(path)
     if target.suffix != suffix:
-        raise ValueError(f"The file name must end in {suffix}, got {target.name!r}.")
+        raise ValueError(f"The file name must end in {suffix}. Received {target.name!r}.")
     if not target.parent.is_dir():
         raise ValueError(f"The directory {str(target.parent)!r} does not exist; create it first.")
     if target.is_dir():
@@ -60,11 +60,11 @@ def check_model(model: Any) -> None:
     """Refuses what is not a built, plain Keras model.
 
     Raises:
-        TypeError: If `model` is not a Keras model.
-        ValueError: If it is wrapped for compression or not built.
+        TypeError: if `model` is not a Keras model.
+        ValueError: if it is wrapped for compression or not built.
     """
     if not isinstance(model, keras.Model):
-        raise TypeError(f"`model` must be a keras.Model, got {type(model).__name__}.")
+        raise TypeError(f"`model` must be a keras.Model. Received {type(model).__name__}.")
     if hasattr(model, "compression_report"):
         raise ValueError(
             f"The model {model.name!r} is wrapped for compression; call "
@@ -80,7 +80,7 @@ def calibration_samples(spec: InputSpec, representative: Any) -> list[np.ndarray
     """Returns representative data as one finite array per input.
 
     Raises:
-        ValueError: If it does not fit the model, or is not finite.
+        ValueError: if it does not fit the model, or is not finite.
     """
     samples = spec.flatten(representative, "representative")
     for name, array in zip(spec.names, samples, strict=True):
@@ -120,7 +120,7 @@ def largest_difference(outputs: Sequence[np.ndarray], expected: Sequence[np.ndar
     """Returns the largest difference, relative to the largest expected value; the worst output.
 
     Raises:
-        ExportError: If shapes differ.
+        ExportError: if shapes differ.
     """
     worst = 0.0
     for output, reference in zip(outputs, expected, strict=True):
@@ -147,7 +147,7 @@ def check_agreement(agreement: float | None, is_integer: bool, min_agreement: fl
     """Refuses a file that gives the label of Keras too rarely.
 
     Raises:
-        ExportError: If it does so for less than `min_agreement`, by default 0.9 for integer files.
+        ExportError: if it does so for less than `min_agreement`, by default 0.9 for integer files.
     """
     floor = min_agreement
     if floor is None:
@@ -180,7 +180,7 @@ def check_types(full_int8: bool, input_type: str, output_type: str) -> None:
     """
     for name, given in (("input_type", input_type), ("output_type", output_type)):
         if given not in _TYPES:
-            raise ValueError(f"`{name}` must be one of {_TYPES}, got {given!r}.")
+            raise ValueError(f"`{name}` must be one of {_TYPES}. Received {given!r}.")
         if given != "float32" and not full_int8:
             raise ValueError(
                 f"{name}={given!r} needs a file that computes in integers: pass "
@@ -196,7 +196,7 @@ def check_class_names(names: Sequence[str] | None, expected: Sequence[np.ndarray
     """
     if names is not None and len(names) != expected[0].shape[-1]:
         raise ValueError(
-            f"`class_names` must name each of the {expected[0].shape[-1]} outputs, got "
+            f"`class_names` must name each of the {expected[0].shape[-1]} outputs. Received "
             f"{len(names)} names."
         )
 

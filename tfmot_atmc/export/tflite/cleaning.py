@@ -21,7 +21,7 @@ def clean_model(model: Any) -> dict[tuple[int, int], int]:
     row the first. Signatures and the names of inputs and outputs stay.
 
     Args:
-        model: The `ModelT`, changed in place.
+        model: the `ModelT`, changed in place.
 
     Returns:
         New number of each tensor that stays, by subgraph and old number.

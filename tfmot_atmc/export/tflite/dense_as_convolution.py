@@ -29,9 +29,9 @@ def split_shape(model: Any, subgraph: Any, operator: Any) -> tuple[int, int, int
     """Returns the shape of the convolution kernel that a dense layer's weight can become.
 
     Args:
-        model: The `ModelT`.
-        subgraph: One of its subgraphs.
-        operator: An operator of the subgraph.
+        model: the `ModelT`.
+        subgraph: one of its subgraphs.
+        operator: an operator of the subgraph.
 
     Returns:
         `(units, 1, k, c)` with the smallest `k` for which `c` is at most 256; None if the operator
@@ -46,9 +46,9 @@ def convolution_shapes(model: Any, subgraph: Any, operator: Any) -> list[tuple[i
     """Returns all shapes of convolution kernels that a dense layer's weight can become.
 
     Args:
-        model: The `ModelT`.
-        subgraph: One of its subgraphs.
-        operator: An operator of the subgraph.
+        model: the `ModelT`.
+        subgraph: one of its subgraphs.
+        operator: an operator of the subgraph.
 
     Returns:
         `(units, 1, 1, inputs)` and, if there is one, the shape that `split_shape` finds; empty if
@@ -107,9 +107,9 @@ def as_convolution(model: Any, subgraph: Any, operator: Any) -> list[Any]:
     """Returns reshape, convolution and reshape in the place of a dense layer.
 
     Args:
-        model: The `ModelT`; operator codes and buffers are added.
-        subgraph: The subgraph; tensors are added.
-        operator: The dense layer, for which `is_split` holds.
+        model: the `ModelT`; operator codes and buffers are added.
+        subgraph: the subgraph; tensors are added.
+        operator: the dense layer, for which `is_split` holds.
 
     Returns:
         The operators in the order in which they run; the last has the dense layer's output. Types

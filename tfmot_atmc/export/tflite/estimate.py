@@ -20,8 +20,8 @@ def graph_bytes(model: keras.Model, *, batch_size: int | None = 1) -> int:
     """Returns the bytes of a model's file that are not weights: the graph, names and alignment.
 
     Args:
-        model: A built model; it is converted for this.
-        batch_size: Batch of the file, see `export_tflite`.
+        model: a built model; it is converted for this.
+        batch_size: batch of the file, see `export_tflite`.
     """
     converted = flatbuffer.read_model(convert(model, describe_inputs(model, None, batch_size)))
     cleaning.clean_model(converted)
@@ -39,9 +39,9 @@ def weight_bytes(model: keras.Model, *, values: str = "auto") -> int:
     """Returns the bytes that a model's weights take in a file, each in its smallest storage.
 
     Args:
-        model: A built plain model. Batch normalisation is taken to be folded into the layer before
+        model: a built plain model. Batch normalisation is taken to be folded into the layer before
             it, whose bias it becomes.
-        values: How values are stored, see `export_tflite`.
+        values: how values are stored, see `export_tflite`.
     """
     return sum(
         _layer_bytes(layer, values)

@@ -48,9 +48,9 @@ class Constant:
     """A constant tensor of a model.
 
     Attributes:
-        array: The dense values, or None where the type has no NumPy counterpart (strings, int4).
-        encoding: The sparse storage the values come from; None for a dense tensor.
-        nbytes: Bytes of the stored values.
+        array: the dense values, or None where the type has no NumPy counterpart (strings, int4).
+        encoding: the sparse storage the values come from; None for a dense tensor.
+        nbytes: bytes of the stored values.
     """
 
     array: np.ndarray | None
@@ -129,17 +129,17 @@ def read_model(data: bytes) -> Any:
     """Parses the bytes of a .tflite file.
 
     Args:
-        data: The content of the file.
+        data: the content of the file.
 
     Returns:
         The `ModelT` object tree; buffers stored behind the flatbuffer are brought inside.
 
     Raises:
-        ValueError: If the bytes are not a TFLite model, or are truncated or damaged.
+        ValueError: if the bytes are not a TFLite model, or are truncated or damaged.
     """
     if len(data) < 8 or data[4:8] != FILE_IDENTIFIER:
         raise ValueError(
-            f"Not a .tflite model: expected the identifier {FILE_IDENTIFIER!r} at byte 4, got "
+            f"Not a .tflite model: expected the identifier {FILE_IDENTIFIER!r} at byte 4. Received "
             f"{bytes(data[4:8])!r} in {len(data)} bytes."
         )
     try:
@@ -164,13 +164,13 @@ def pack_model(model: Any) -> bytes:
     """Serialises a `ModelT`, dropping unused buffers and storing equal ones once.
 
     Args:
-        model: The object tree; its buffers are renumbered in place.
+        model: the object tree; its buffers are renumbered in place.
 
     Returns:
         The content of a .tflite file.
 
     Raises:
-        ValueError: If the model is larger than a flatbuffer can be (2 GiB).
+        ValueError: if the model is larger than a flatbuffer can be (2 GiB).
     """
     _compact_buffers(model)
     total = sum(0 if buffer.data is None else len(buffer.data) for buffer in model.buffers)
@@ -213,10 +213,10 @@ def add_signature(
     """Names the inputs and outputs of the first subgraph.
 
     Args:
-        model: The `ModelT`, changed in place; existing signatures are replaced.
-        inputs: Index of the input tensor by name, in the order to write.
-        outputs: Index of the output tensor by name, in the order to write.
-        key: Name of the signature.
+        model: the `ModelT`, changed in place; existing signatures are replaced.
+        inputs: index of the input tensor by name, in the order to write.
+        outputs: index of the output tensor by name, in the order to write.
+        key: name of the signature.
     """
     signature = schema.SignatureDefT()
     signature.signatureKey = key
@@ -346,15 +346,15 @@ def read_constant(model: Any, tensor: Any) -> Constant | None:
     """Reads a constant tensor, without decoding it where it is sparse.
 
     Args:
-        model: The `ModelT` from `read_model`.
-        tensor: One of its tensors.
+        model: the `ModelT` from `read_model`.
+        tensor: one of its tensors.
 
     Returns:
         The `Constant`; `array` is None where `encoding` is set (use `sparse.decode`) or the type
         is unknown to NumPy. None if the tensor is not a constant.
 
     Raises:
-        ValueError: If the buffer does not fit the tensor's shape and type.
+        ValueError: if the buffer does not fit the tensor's shape and type.
     """
     if not 0 <= tensor.buffer < len(model.buffers):
         raise ValueError(f"A tensor refers to buffer {tensor.buffer} of {len(model.buffers)}.")

@@ -59,7 +59,7 @@ def nearest_int8_grid(array: np.ndarray) -> tuple[np.ndarray, np.float32]:
         grid.
 
     Raises:
-        ValueError: If a value is not finite.
+        ValueError: if a value is not finite.
 
     Example:
         >>> codes, scale = nearest_int8_grid(np.array([0.0, 1.0, 0.3, 0.001], np.float32))

@@ -24,16 +24,16 @@ class TFLiteModel:
     example, and the padding's outputs are dropped. A model with a dynamic batch runs at once.
 
     Args:
-        model: Path of a .tflite file, or its content as bytes.
-        delegates: Whether the interpreter may apply its default delegates (XNNPACK).
-        num_threads: Threads to run with.
+        model: path of a .tflite file, or its content as bytes.
+        delegates: whether the interpreter may apply its default delegates (XNNPACK).
+        num_threads: threads to run with.
 
     Raises:
-        ValueError: If the interpreter does not accept the model.
+        ValueError: if the interpreter does not accept the model.
 
     Attributes:
-        input_names: Names of the inputs, in the order of positional arguments.
-        output_names: Names of the outputs, in the order in which they are returned.
+        input_names: names of the inputs, in the order of positional arguments.
+        output_names: names of the outputs, in the order in which they are returned.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class TFLiteModel:
         """Sets one array per input; their batch must be the static one, if there is one."""
         if len(inputs) != len(self._inputs):
             raise ValueError(
-                f"The model has the inputs {self.input_names}, got {len(inputs)} arrays."
+                f"The model has the inputs {self.input_names}. Received {len(inputs)} arrays."
             )
         resized = False
         details = list(self._inputs.values())
@@ -116,13 +116,13 @@ class TFLiteModel:
         """Runs the model on a batch of any size.
 
         Args:
-            *inputs: One array `[batch, ...]` per input, in the order of `input_names`.
+            *inputs: one array `[batch, ...]` per input, in the order of `input_names`.
 
         Returns:
             One array `[batch, ...]` per output, in the order of `output_names`.
 
         Raises:
-            ValueError: If the number of arrays or their shapes do not fit the model.
+            ValueError: if the number of arrays or their shapes do not fit the model.
         """
         arrays = [np.asarray(array) for array in inputs]
         if not arrays or any(array.ndim == 0 for array in arrays):
@@ -131,7 +131,7 @@ class TFLiteModel:
         size = self.batch_size or total
         if total == 0 or any(len(array) != total for array in arrays):
             raise ValueError(
-                f"Expected as many examples in every input and at least one, got "
+                f"Expected as many examples in every input and at least one. Received "
                 f"{[len(array) for array in arrays]}."
             )
         slices = []
@@ -177,11 +177,11 @@ def measure_latency(
     Each round runs every model for about 10 ms (at least once) and notes its mean time.
 
     Args:
-        models: Path or content of each .tflite model, by name.
-        inputs: One array per input, of the batch to time.
-        rounds: Number of rounds; the median over them is reported. By default 15, and as few as 5
+        models: path or content of each .tflite model, by name.
+        inputs: one array per input, of the batch to time.
+        rounds: number of rounds; the median over them is reported. By default 15, and as few as 5
             where a round takes long.
-        num_threads: Threads of the interpreter.
+        num_threads: threads of the interpreter.
 
     Returns:
         Milliseconds per invocation, by name.

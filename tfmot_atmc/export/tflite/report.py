@@ -24,18 +24,18 @@ class TensorSummary:
     """A constant tensor of a .tflite file.
 
     Attributes:
-        name: Name of the tensor; empty where the file has none.
-        index: Number of the tensor in its subgraph.
-        subgraph: Number of the subgraph.
-        shape: Shape of the dense tensor, in the layout of the file.
-        dtype: Type of the stored values, such as `"int8"`.
+        name: name of the tensor; empty where the file has none.
+        index: number of the tensor in its subgraph.
+        subgraph: number of the subgraph.
+        shape: shape of the dense tensor, in the layout of the file.
+        dtype: type of the stored values, such as `"int8"`.
         format: `"dense"`, or the traversal of a sparse tensor, `~` marking CSR levels.
-        nonzeros: Number of entries that are not zero; None for types that are not decoded.
-        distinct: Number of distinct nonzero values; None for types that are not decoded.
-        value_bytes: Bytes of the stored values.
-        index_bytes: Bytes of the indices of a sparse tensor.
-        segment_bytes: Bytes of the segments of a sparse tensor.
-        entropy_bytes: Bytes that a perfect coder would need for the positions and codes of the
+        nonzeros: number of entries that are not zero; None for types that are not decoded.
+        distinct: number of distinct nonzero values; None for types that are not decoded.
+        value_bytes: bytes of the stored values.
+        index_bytes: bytes of the indices of a sparse tensor.
+        segment_bytes: bytes of the segments of a sparse tensor.
+        entropy_bytes: bytes that a perfect coder would need for the positions and codes of the
             nonzeros, without a codebook; None for types that are not decoded.
     """
 
@@ -73,24 +73,24 @@ class ExportReport:
     """The measured outcome of `export_tflite`.
 
     Attributes:
-        path: The file written.
-        bytes: Its size.
-        dense_bytes: Size of what the converter writes without sparse storage: a float32 file, or
+        path: the file written.
+        bytes: its size.
+        dense_bytes: size of what the converter writes without sparse storage: a float32 file, or
             for `values="full_int8"` a full-integer one.
-        gzip_bytes: Size of the file under gzip.
-        dense_gzip_bytes: Size of the converter's file under gzip.
-        tensors: The weights (constants of rank 2 or more) of the file.
-        max_difference: Largest absolute difference from Keras, divided by the largest absolute
+        gzip_bytes: size of the file under gzip.
+        dense_gzip_bytes: size of the converter's file under gzip.
+        tensors: the weights (constants of rank 2 or more) of the file.
+        max_difference: largest absolute difference from Keras, divided by the largest absolute
             Keras output; the worst output of the model, default delegates on.
-        max_difference_without_delegates: The same with default delegates off.
-        label_agreement: Fraction of examples whose largest output is the same; None where no
+        max_difference_without_delegates: the same with default delegates off.
+        label_agreement: fraction of examples whose largest output is the same; None where no
             output has several classes.
-        examples: Number of examples compared.
-        slimming: What was removed before; None where nothing was.
-        delegated_partitions: Parts of the graph taken over by a delegate; 1 is best.
-        latency_ms: Milliseconds per batch, one thread; None where not measured.
-        dense_latency_ms: The same for the converter's file.
-        warnings: What makes the figures say little, such as an output that never changes.
+        examples: number of examples compared.
+        slimming: what was removed before; None where nothing was.
+        delegated_partitions: parts of the graph taken over by a delegate; 1 is best.
+        latency_ms: milliseconds per batch, one thread; None where not measured.
+        dense_latency_ms: the same for the converter's file.
+        warnings: what makes the figures say little, such as an output that never changes.
     """
 
     path: str
@@ -190,7 +190,7 @@ def format_tensors(tensors: tuple[TensorSummary, ...] | list[TensorSummary]) -> 
     """Returns a table of tensors as text.
 
     Args:
-        tensors: Summaries from `inspect_tflite` or of a report.
+        tensors: summaries from `inspect_tflite` or of a report.
 
     Returns:
         One header line and one line per tensor.
@@ -232,14 +232,14 @@ def inspect_tflite(path: str | os.PathLike[str]) -> list[TensorSummary]:
     """Lists the constant tensors of any .tflite file, sparse ones decoded and checked.
 
     Args:
-        path: A .tflite file, from this package or any other source.
+        path: a .tflite file, from this package or any other source.
 
     Returns:
         One `TensorSummary` per constant tensor, in the order of the file.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is not a .tflite model, or is truncated or damaged.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is not a .tflite model, or is truncated or damaged.
     """
     try:
         return summarise_tensors(Path(path).read_bytes())
@@ -253,14 +253,14 @@ def summarise_tensors(
     """Does the work of `inspect_tflite` on a file's content.
 
     Args:
-        data: Content of a .tflite file.
-        names: Names for tensors without one, by subgraph and tensor number.
+        data: content of a .tflite file.
+        names: names for tensors without one, by subgraph and tensor number.
 
     Returns:
         One `TensorSummary` per constant tensor.
 
     Raises:
-        ValueError: If the content is not a .tflite model, or is truncated or damaged.
+        ValueError: if the content is not a .tflite model, or is truncated or damaged.
     """
     model = flatbuffer.read_model(data)
     summaries = []

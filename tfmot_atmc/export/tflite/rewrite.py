@@ -47,9 +47,9 @@ def sparsify_weights(model: Any, *, min_sparsity: float, values: str = "auto") -
     """Stores the weights of convolutions and dense layers sparsely, where that is smaller.
 
     Args:
-        model: The `ModelT` of a float model, or of a full-integer one for `"full_int8"`, changed
+        model: the `ModelT` of a float model, or of a full-integer one for `"full_int8"`, changed
             in place. A sparse weight keeps its tensor index.
-        min_sparsity: Least fraction of zeros of a weight to consider, in [0, 1].
+        min_sparsity: least fraction of zeros of a weight to consider, in [0, 1].
         values: `"auto"` stores int8 codes where they are exact, `"float32"` never does, `"int8"`
             also where weights and biases must be rounded, `"full_int8"` keeps the int8 weights of
             a full-integer model.
@@ -58,10 +58,10 @@ def sparsify_weights(model: Any, *, min_sparsity: float, values: str = "auto") -
         Number of weights that are now sparse.
 
     Raises:
-        ValueError: If `values` is unknown.
+        ValueError: if `values` is unknown.
     """
     if values not in VALUE_MODES:
-        raise ValueError(f"`values` must be one of {VALUE_MODES}, got {values!r}.")
+        raise ValueError(f"`values` must be one of {VALUE_MODES}. Received {values!r}.")
     return sum(
         _Rewriter(model, subgraph, min_sparsity, values).run() for subgraph in model.subgraphs
     )
@@ -161,7 +161,7 @@ def weight_names(model: Any) -> dict[tuple[int, int], str]:
     """Names the weights of a model as the converter named them.
 
     Args:
-        model: The `ModelT`, before its names are stripped.
+        model: the `ModelT`, before its names are stripped.
 
     Returns:
         Name by subgraph and tensor number. A constant that the converter computed itself, by
@@ -211,8 +211,8 @@ def stored_bytes(kernel: np.ndarray, *, values: str = "auto", min_sparsity: floa
     Args:
         kernel: float32 kernel of a dense layer `(inputs, units)` or of a convolution
             `(..., inputs, filters)`.
-        values: One of `VALUE_MODES`.
-        min_sparsity: Least fraction of zeros to store it sparsely.
+        values: one of `VALUE_MODES`.
+        min_sparsity: least fraction of zeros to store it sparsely.
 
     Returns:
         Bytes of values, indices and segments, and of the operators that unpack them.
@@ -254,11 +254,11 @@ def storages(
     """Returns all ways to store a weight, the plain one first.
 
     Args:
-        array: The weight, in the layout of the file format.
-        split: A second shape that it may take, or None.
-        min_sparsity: Least fraction of zeros to store it sparsely.
-        values: One of `VALUE_MODES`.
-        split_bytes: What the second shape costs beside the weight.
+        array: the weight, in the layout of the file format.
+        split: a second shape that it may take, or None.
+        min_sparsity: least fraction of zeros to store it sparsely.
+        values: one of `VALUE_MODES`.
+        split_bytes: what the second shape costs beside the weight.
     """
     found = [_Storage(array.nbytes, array)]
     coded = None
@@ -290,10 +290,10 @@ def code_storages(
     """Returns all ways to store the int8 weight of an integer operator, the plain one first.
 
     Args:
-        codes: The weight, int8, in the layout of the file format.
-        shapes: Shapes in which it may be stored sparsely.
-        min_sparsity: Least fraction of zeros to store it sparsely.
-        extra_bytes: What such a shape costs beside the weight.
+        codes: the weight, int8, in the layout of the file format.
+        shapes: shapes in which it may be stored sparsely.
+        min_sparsity: least fraction of zeros to store it sparsely.
+        extra_bytes: what such a shape costs beside the weight.
     """
     found = [_Storage(codes.nbytes, codes)]
     if np.count_nonzero(codes) > (1.0 - min_sparsity) * codes.size:

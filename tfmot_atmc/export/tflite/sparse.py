@@ -37,9 +37,9 @@ class Level:
 
     Attributes:
         format: `LevelFormat.DENSE` or `LevelFormat.SPARSE_CSR`.
-        size: Number of coordinates of the dimension that this level walks.
-        segments: For CSR, int64 `[parents + 1]`, offsets into `indices`; otherwise None.
-        indices: For CSR, int64 `[entries]`, the coordinates kept; otherwise None.
+        size: number of coordinates of the dimension that this level walks.
+        segments: for CSR, int64 `[parents + 1]`, offsets into `indices`; otherwise None.
+        indices: for CSR, int64 `[entries]`, the coordinates kept; otherwise None.
     """
 
     format: LevelFormat
@@ -53,9 +53,9 @@ class Layout:
     """A choice of traversal order and level formats, with the bytes that it costs.
 
     Attributes:
-        order: The array's dimensions in the order in which they are traversed.
-        formats: One `LevelFormat` per entry of `order`.
-        nbytes: Bytes of values, indices, segments and level tables.
+        order: the array's dimensions in the order in which they are traversed.
+        formats: one `LevelFormat` per entry of `order`.
+        nbytes: bytes of values, indices, segments and level tables.
     """
 
     order: tuple[int, ...]
@@ -68,12 +68,12 @@ class SparseEncoding:
     """An array in sparse storage.
 
     Attributes:
-        shape: Shape of the dense array.
-        order: Traversal order: dimension numbers, then (where there are blocks) block dimensions,
+        shape: shape of the dense array.
+        order: traversal order: dimension numbers, then (where there are blocks) block dimensions,
             numbered from the rank upwards.
-        levels: One `Level` per entry of `order`.
+        levels: one `Level` per entry of `order`.
         values: 1-D array of the stored values, in traversal order.
-        block_map: The dimension that each block dimension splits; empty without blocks.
+        block_map: the dimension that each block dimension splits; empty without blocks.
     """
 
     shape: tuple[int, ...]
@@ -115,13 +115,13 @@ def narrowest_index_type(largest: int) -> np.dtype:
     """Returns the index type that the file format prescribes for a largest value.
 
     Args:
-        largest: The largest index or segment, not negative.
+        largest: the largest index or segment, not negative.
 
     Returns:
         uint8, uint16 or int32.
 
     Raises:
-        ValueError: If `largest` does not fit in int32.
+        ValueError: if `largest` does not fit in int32.
 
     Example:
         >>> narrowest_index_type(255), narrowest_index_type(256)
@@ -161,7 +161,8 @@ def _check_array(array: np.ndarray) -> np.ndarray:
     array = np.asarray(array)
     if array.ndim < 1 or array.size == 0:
         raise ValueError(
-            f"Expected an array of rank 1 or more with at least one entry, got shape {array.shape}."
+            "Expected an array of rank 1 or more with at least one entry. "
+            f"Received shape {array.shape}."
         )
     return array
 
@@ -226,14 +227,14 @@ def find_layout(array: np.ndarray, *, value_bytes: int | None = None) -> Layout:
     array's mask, so the search is linear in the array's size.
 
     Args:
-        array: Array of rank 1 or more, not empty. Entries equal to zero are not stored.
-        value_bytes: Bytes per stored value; by default those of the array's dtype.
+        array: array of rank 1 or more, not empty. Entries equal to zero are not stored.
+        value_bytes: bytes per stored value; by default those of the array's dtype.
 
     Returns:
         The cheapest `Layout`; the first in lexicographic order among equals.
 
     Raises:
-        ValueError: If the array is empty or a scalar.
+        ValueError: if the array is empty or a scalar.
 
     Example:
         >>> weights = np.zeros((64, 64), np.float32)
@@ -253,15 +254,15 @@ def encode(array: np.ndarray, layout: Layout | None = None) -> SparseEncoding:
     """Stores an array sparsely.
 
     Args:
-        array: Array of rank 1 or more, not empty. Negative zeros become zeros, every other value
+        array: array of rank 1 or more, not empty. Negative zeros become zeros, every other value
             is kept bit for bit.
-        layout: The storage to use; by default the smallest one (`find_layout`).
+        layout: the storage to use; by default the smallest one (`find_layout`).
 
     Returns:
         The `SparseEncoding`. An all-zero array stores one explicit zero.
 
     Raises:
-        ValueError: If the array is empty or a scalar, or if the layout is not of its rank.
+        ValueError: if the array is empty or a scalar, or if the layout is not of its rank.
 
     Example:
         >>> weights = np.array([[0, 0, 7], [0, 0, 0]], np.int8)
@@ -333,7 +334,7 @@ def _expand_csr(flat: np.ndarray, level: Level, size: int, stride: int) -> np.nd
     if not consistent:
         raise ValueError(
             f"The segments of a SPARSE_CSR level must be {flat.size + 1} ascending offsets from 0 "
-            f"to {indices.size}, got {segments.size} of them."
+            f"to {indices.size}. Received {segments.size} of them."
         )
     if indices.size and (indices.min() < 0 or indices.max() >= size):
         raise ValueError(f"A SPARSE_CSR level has an index outside 0..{size - 1}.")
@@ -344,14 +345,14 @@ def stored_positions(encoding: SparseEncoding) -> np.ndarray:
     """Returns where the stored values lie in the dense array, checking every bound on the way.
 
     Args:
-        encoding: A `SparseEncoding`, possibly read from a file and possibly with blocks. Memory
+        encoding: a `SparseEncoding`, possibly read from a file and possibly with blocks. Memory
             is bounded by what it stores, whatever shape it claims.
 
     Returns:
         int64 `[values]`, flat positions.
 
     Raises:
-        ValueError: If the levels contradict each other, an index is out of bounds, or the number
+        ValueError: if the levels contradict each other, an index is out of bounds, or the number
             of values is not the number of stored positions.
     """
     traversed: Sequence[int] = range(len(encoding.shape) + len(encoding.block_map))
@@ -384,13 +385,13 @@ def decode(encoding: SparseEncoding) -> np.ndarray:
     """Restores the dense array.
 
     Args:
-        encoding: A `SparseEncoding`, possibly read from a file and possibly with blocks.
+        encoding: a `SparseEncoding`, possibly read from a file and possibly with blocks.
 
     Returns:
         Array of shape `encoding.shape` and of the dtype of `encoding.values`.
 
     Raises:
-        ValueError: As `stored_positions`.
+        ValueError: as `stored_positions`.
     """
     flat = stored_positions(encoding)
     array = np.zeros(int(np.prod(encoding.shape, dtype=np.int64)), encoding.values.dtype)

@@ -12,11 +12,11 @@ def validate(model: Any) -> None:
     """Checks every index of a model, and gives missing lists their empty form.
 
     Args:
-        model: The `ModelT`, changed in place: lists that a file may leave out are empty afterwards,
+        model: the `ModelT`, changed in place: lists that a file may leave out are empty afterwards,
             the shape of a scalar too.
 
     Raises:
-        ValueError: If an index is out of range or a needed part is missing.
+        ValueError: if an index is out of range or a needed part is missing.
     """
     model.operatorCodes = model.operatorCodes or []
     for number, subgraph in enumerate(model.subgraphs):
