@@ -117,3 +117,21 @@ def test_what_cannot_be_is_refused_in_one_line(model, images, tmp_path):
     with pytest.raises(atmc.export.ExportError, match="tolerance="):
         _export(model, path, images, tolerance=1e-9)
     assert not path.exists()
+
+
+def test_a_model_that_takes_bytes_is_trained_under_attack():
+    layers = [LAYERS.Rescaling(1 / 255), LAYERS.Flatten(), LAYERS.Dense(3, name="scores")]
+    model = keras.Sequential([keras.Input((4, 4, 1), dtype="uint8", name="camera"), *layers])
+    x = np.random.default_rng(0).integers(0, 256, (32, 4, 4, 1)).astype("uint8")
+    attack = atmc.attacks.PGD(epsilon=8, steps=2, bounds=(0, 255))
+    small = atmc.compress(model, "atmc", ratio=0.5, attack=attack)
+    small.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    y = np.arange(32) % 3
+    done = [atmc.callbacks.UpdateCompression()]
+    history = small.fit(x, y, validation_data=(x, y), verbose=0, callbacks=done).history
+    assert history["val_robust_loss"][0] > history["val_loss"][0]
+    plain = atmc.strip_compression(small)
+    assert [layer.name for layer in plain.layers][-1] == "scores"
+    assert plain.inputs[0].dtype == "float32" and plain.inputs[0].name == "camera"
+    np.testing.assert_allclose(plain(x.astype("float32")), plain(x), rtol=1e-6)
+    assert model.inputs[0].dtype == "uint8"

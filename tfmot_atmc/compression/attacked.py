@@ -7,10 +7,12 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from tfmot_atmc import tasks
 from tfmot_atmc.attacks import Attack
+from tfmot_atmc.slimming import is_graph
 from tfmot_atmc.utils import distribution
 from tfmot_atmc.utils.keras_internals import loss_metrics, loss_weights
 
@@ -105,6 +107,62 @@ def part_of_the_way(x: Any, x_adversarial: Any, share: tf.Tensor) -> Any:
         return clean + tf.cast(share, attacked.dtype) * (attacked - clean)
 
     return tf.nest.map_structure(mix, x, x_adversarial)
+
+
+_BYTES = ("uint8", "int8")
+
+
+def unpacked(model: Any, data: Any) -> tuple[Any, Any, Any]:
+    """Returns inputs, targets and weights of a batch; bytes as floats where they are attacked.
+
+    Args:
+        model: a `CompressedModel`.
+        data: what a step is given.
+    """
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    if model.attack is not None or model.validation_attack is not None:
+        x = tf.nest.map_structure(_as_floats, x)
+    return x, y, sample_weight
+
+
+def _as_floats(leaf: Any) -> Any:
+    name = keras.backend.standardize_dtype(leaf.dtype) if hasattr(leaf, "dtype") else ""
+    return tf.cast(leaf, tf.float32) if name in _BYTES else leaf
+
+
+def with_float_inputs(model: keras.Model) -> keras.Model:
+    """Returns a copy that takes floats where the model takes bytes; the model where it takes none.
+
+    An attack moves an image by less than one level and needs a slope, so it cannot go through a
+    conversion to bytes. Layers, names and outputs stay the same.
+
+    Args:
+        model: a built Keras model.
+
+    Raises:
+        ValueError: if the graph of a model that takes bytes is not known.
+    """
+    inputs = keras.tree.flatten(getattr(model, "inputs", None) or [])
+    if not any(tensor.dtype in _BYTES for tensor in inputs):
+        return model
+    if not is_graph(model):
+        raise ValueError(
+            f"Model '{model.name}' takes bytes, and only functional and sequential ones can be "
+            "given floats for an attack. Give it a float32 input and divide within the model."
+        )
+    tensors = [
+        keras.Input(
+            batch_shape=tensor.shape,
+            dtype="float32" if tensor.dtype in _BYTES else tensor.dtype,
+            name=tensor.name,
+        )
+        for tensor in inputs
+    ]
+    copy = keras.models.clone_model(
+        model, input_tensors=tensors if len(tensors) > 1 else tensors[0]
+    )
+    copy.set_weights(model.get_weights())
+    return copy
 
 
 def within_bounds(attack: Attack, x: Any) -> Any:

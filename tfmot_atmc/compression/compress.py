@@ -16,6 +16,7 @@ import numpy as np
 
 from tfmot_atmc import attacks, methods
 from tfmot_atmc.attacks.values import out_of_scale
+from tfmot_atmc.compression.attacked import with_float_inputs
 from tfmot_atmc.compression.budget import plan_budget
 from tfmot_atmc.compression.continuing import continue_from, factors_of
 from tfmot_atmc.compression.model import CompressedModel
@@ -112,6 +113,8 @@ def compress(
     if max_bytes is not None:
         arguments = _within(to_compress, max_bytes, method, arguments, selected)
     model = to_compress if in_place else copy_model(to_compress)
+    if attack is not None or validation_attack is not None:
+        model = with_float_inputs(model)
     compressed = CompressedModel(
         model,
         methods.get(method, **arguments),

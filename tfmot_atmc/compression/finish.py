@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from tfmot_atmc import attacks
+from tfmot_atmc.compression.attacked import unpacked
 from tfmot_atmc.compression.batch_norm import (
     batches_of,
     losses_part,
@@ -125,7 +126,7 @@ def _training_forward(model: Any) -> Callable[[Any], None]:
     traced = tf.function(run, autograph=False, reduce_retracing=True)
 
     def forward(batch: Any) -> None:
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(tuple(batch))
+        x, y, sample_weight = unpacked(model, tuple(batch))
         x = x if model.attack is None else model.attack.inputs(x)
         traced(*tf.nest.map_structure(tf.convert_to_tensor, (x, y)), sample_weight)
 
@@ -144,7 +145,7 @@ def tell_losses(model: Any, first: float | None) -> None:
         return
 
     def loss(batch: Any, training: bool) -> float:
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(tuple(batch))
+        x, y, sample_weight = unpacked(model, tuple(batch))
         x = x if model.attack is None else model.attack.inputs(x)
         before = layer_state(model.model)
         with composed_kernels(model.kernels):

@@ -20,6 +20,7 @@ from tfmot_atmc.compression.attacked import (
     reported_metrics,
     task,
     uncounted,
+    unpacked,
     within_bounds,
 )
 from tfmot_atmc.compression.report import CompressionReport, compression_report
@@ -275,7 +276,7 @@ class CompressedModel(BuiltFromOwnBatch, ModelWrapper):
         return adversarial(self, attack, x, y, tf.stack([seed, step]))
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x, y, sample_weight = unpacked(self, data)
         check_distributed(self.optimizer, self.attack)
         raw = x if self.attack is None else within_bounds(self.attack, x)
         x = raw if self.attack is None else self.attack.inputs(raw, training=True)
@@ -320,7 +321,7 @@ class CompressedModel(BuiltFromOwnBatch, ModelWrapper):
         return part_of_the_way(x, x_adversarial, share)
 
     def test_step(self, data: Any) -> dict[str, Any]:
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x, y, sample_weight = unpacked(self, data)
         x, attack = x if self.attack is None else self.attack.inputs(x), self.validation_attack
         x = x if attack is None else within_bounds(attack, x)
         with composed_kernels(self.kernels, self._deployed()):
