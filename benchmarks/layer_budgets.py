@@ -30,7 +30,18 @@ from tfmot_atmc.datasets import made_up
 from tfmot_atmc.math import allocate_budget
 from tfmot_atmc.utils.files import write_json
 
-WAYS = ("global", "even", "root", "flat", "erk", "lamp", "scaled", "floors", "flat_floors")
+WAYS = (
+    "global",
+    "even",
+    "root",
+    "flat",
+    "erk",
+    "lamp",
+    "scaled",
+    "floors",
+    "higher_floors",
+    "flat_floors",
+)
 NETWORKS = ("ds_cnn", "autoencoder", "lenet", "resnet8", "mobilenet_v1", "mobilenet_v2")
 
 NETS = flags.DEFINE_list("networks", list(NETWORKS[:5]), "Networks.")
@@ -108,6 +119,8 @@ class Shared(GlobalSparsity):
             return allocate_budget(self._sizes, self.budget, exponent)
         if self.way == "floors":
             return allocate_budget(self._sizes, self.budget // 2, 0.5)
+        if self.way == "higher_floors":
+            return allocate_budget(self._sizes, 3 * self.budget // 4, 0.5)
         if self.way == "flat_floors":
             return allocate_budget(self._sizes, self.budget // 4, 0.1)
         if self.way != "erk":
@@ -132,7 +145,7 @@ class Shared(GlobalSparsity):
         if self._shares is None:
             return super()._top(scores, k, compiled)
         own, total = sum(self._shares), sum(self._sizes)
-        keep = self.way in ("floors", "flat_floors")
+        keep = self.way.endswith("floors")
         above = tf.cast(k, tf.float64) - own
         above = tf.constant(0.0, tf.float64) if keep else tf.maximum(above / (total - own), 0.0)
         masks = []

@@ -35,6 +35,8 @@ def run(values: flags.FlagValues, operands: list[str], console: Console) -> None
     results = run_compression(settings, command=command, **training_output(console))
     _show_results(results, console)
     _show_budget(results["budget"], console)
+    for warning in results["warnings"]:
+        console.print(f"Warning: {warning}", highlight=False, markup=False)
     console.print(f"All files are in {settings.out}; see results.png there.")
 
 

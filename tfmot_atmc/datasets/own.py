@@ -165,7 +165,8 @@ def _files(folder: Path) -> tuple[tuple[str, ...], list[Path], np.ndarray]:
 
 def _decode(files: Sequence[Path], size: tuple[int, int] | None) -> np.ndarray:
     """Images uint8 `[examples, height, width, 3]`."""
-    images, sizes = [], {}
+    images: list[np.ndarray] = []
+    sizes: dict[tuple[int, ...], str] = {}
     for file in files:
         try:
             image = tf.io.decode_image(file.read_bytes(), channels=3, expand_animations=False)
@@ -253,7 +254,7 @@ def load_saved(
     seed: int = 0,
     limit: int | None = None,
 ) -> Dataset:
-    """Loads a directory written by `tf.data.Dataset.save`: pairs (x, y), or x alone; batched or not.
+    """Loads a directory written by `tf.data.Dataset.save`: pairs (x, y), or x; batched or not.
 
     Args:
         path: the directory.
@@ -347,8 +348,10 @@ def _dataset(
     if "validation" not in parts:
         rest = split_off(parts["train"], validation_fraction, seed)
         parts["train"], parts["validation"] = rest
-    splits = [part[:limit] for split in ("train", "validation", "test") for part in parts[split]]
-    return Dataset(*splits, count, str(path), names or None, bounds)
+    (xt, yt), (xv, yv), (xe, ye) = (
+        tuple(array[:limit] for array in parts[split]) for split in ("train", "validation", "test")
+    )
+    return Dataset(xt, yt, xv, yv, xe, ye, count, str(path), names or None, bounds)
 
 
 def _targets(path: Path, x: np.ndarray, y: np.ndarray) -> np.ndarray:

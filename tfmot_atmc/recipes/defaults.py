@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 
-__all__ = ["DatasetDefaults", "defaults"]
+__all__ = ["OWN", "DatasetDefaults", "defaults"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,26 @@ class DatasetDefaults:
     bits: int = 8
     augment: str | None = "crop_flip"
     validation_fraction: float = 0.02
+
+
+OWN = "data of one's own"
+"""Name under which `defaults` knows what to do with data that has none."""
+
+
+def _small(
+    model: str, steps: int = 3, epochs: int = 8, epsilon: float = 8 / 255
+) -> DatasetDefaults:
+    """Short trainings on few examples."""
+    return DatasetDefaults(
+        model=model,
+        epsilon=epsilon,
+        steps=steps,
+        dense_epochs=epochs,
+        epochs=epochs,
+        ratio=0.1,
+        augment=None,
+        validation_fraction=0.1,
+    )
 
 
 # Epsilons are those of Gui et al., NeurIPS 2019, section 4.1; digits and Fashion-MNIST are ours.
@@ -74,6 +94,10 @@ _DEFAULTS = {
         ratio=0.02,
         augment=None,
     ),
+    "made_up_keywords": _small("ds_cnn"),
+    "made_up_people": _small("mobilenet_v1", steps=2, epochs=4, epsilon=4 / 255),
+    "made_up_objects": _small("resnet8", steps=2, epochs=6),
+    OWN: _small("resnet8", epochs=20, epsilon=4 / 255),
     "cifar10": DatasetDefaults(),
     "cifar100": DatasetDefaults(ratio=0.1),
     "svhn_cropped": DatasetDefaults(augment="reflect_crop", dense_epochs=30, epochs=30),

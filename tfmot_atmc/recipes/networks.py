@@ -8,13 +8,13 @@ from pathlib import Path
 
 import keras
 
-from tfmot_atmc import datasets, methods, models
+from tfmot_atmc import methods, models
 from tfmot_atmc.compression.budget import BudgetPlan, plan_budget, plan_width
 from tfmot_atmc.compression.compress import strip_compression
 from tfmot_atmc.compression.model import CompressedModel
 from tfmot_atmc.datasets.splits import Dataset
-from tfmot_atmc.recipes.defaults import defaults
 from tfmot_atmc.recipes.settings import CompressionSettings
+from tfmot_atmc.recipes.sources import check_units, load_data
 
 __all__ = ["load_keras", "network_and_data", "planned"]
 
@@ -52,12 +52,8 @@ def network_and_data(settings: CompressionSettings) -> tuple[keras.Model, Datase
             f"{name!r} is neither a .keras file nor one of {', '.join(models.names())}."
         )
     loaded = load_keras(name) if name not in models.names() else None
-    data = datasets.load(
-        settings.dataset,
-        validation_fraction=defaults(settings.dataset).validation_fraction,
-        data_dir=settings.data_dir,
-        limit=settings.limit,
-    )
+    data = load_data(settings)
+    check_units(float(settings.epsilon or 0), data.bounds)
     if loaded is None:
         arguments = {"input_shape": data.input_shape, "num_classes": data.num_classes}
         return models.get(name, seed=settings.seed, **arguments), data
@@ -66,7 +62,8 @@ def network_and_data(settings: CompressionSettings) -> tuple[keras.Model, Datase
     if tuple(loaded.input_shape[1:]) != data.input_shape:
         raise ValueError(
             f"{name} takes inputs of shape {tuple(loaded.input_shape[1:])}, but those of "
-            f"{settings.dataset!r} have shape {data.input_shape}."
+            f"{data.name!r} have shape {data.input_shape}. Give another model, or bring the inputs "
+            "to its shape, images of a folder by `image_size`."
         )
     return loaded, data
 

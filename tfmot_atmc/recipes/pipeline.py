@@ -26,6 +26,7 @@ from tfmot_atmc.compression.budget import (
 from tfmot_atmc.compression.compress import strip_compression
 from tfmot_atmc.compression.deploy import deploy
 from tfmot_atmc.compression.model import CompressedModel
+from tfmot_atmc.datasets import made_up
 from tfmot_atmc.datasets.splits import Dataset
 from tfmot_atmc.evaluation import evaluate_robustness
 from tfmot_atmc.export import export_tflite
@@ -47,6 +48,7 @@ __all__ = [
 ]
 
 _PARITY_EXAMPLES = 256
+_CALIBRATION = 300
 _PACKAGES = ("tensorflow", "keras", "numpy", "ai-edge-litert")
 
 
@@ -91,7 +93,7 @@ def run_compression(
     settings = settings.resolved()
     say = log or (lambda line: None)
     start, data = network_and_data(settings)
-    training_attack = _training_attack(settings)
+    training_attack = _training_attack(settings, data)
     start, plan = planned(settings, start, data, say)
     chosen = settings if plan is None else dataclasses.replace(settings, ratio=plan.ratio)
     out = Path(str(settings.out))
@@ -108,7 +110,8 @@ def run_compression(
         dense, out / "dense.tflite", inputs=parity, sparse=False, measure_latency=False
     )
     if plan is None:
-        fitted = FittedModel(final, export_tflite(final, path, inputs=parity), {}, {})
+        exported = export_tflite(final, path, inputs=parity, **_ends(settings, data))
+        fitted = FittedModel(final, exported, {}, {})
     else:
         fitted = _fit(settings, trained, data, path, say)
     twin, file = fitted.model, fitted.report
@@ -132,6 +135,7 @@ def run_compression(
         },
         "budget": None if plan is None else _budget(plan, fitted),
         "export": file.to_dict(),
+        "warnings": _warnings(data, evaluation, file.warnings),
     }
     write_json(out / "results.json", results)
     save_figure(results_figure(results), out / "results.png")
@@ -171,15 +175,17 @@ def make_attack(name: str, epsilon: Any, steps: int | None = None, **arguments: 
     return kind.from_config(attack.get_config() | {"steps": steps})
 
 
-def standard_attacks(epsilon: float) -> dict[str, Attack]:
+def standard_attacks(epsilon: float, bounds: tuple[Any, Any] = (0.0, 1.0)) -> dict[str, Attack]:
     """Returns the attacks every result is given for: the papers' PGD-16, and a longer PGD-40.
 
     Args:
-        epsilon: radius in input units, for pixels in [0, 1].
+        epsilon: radius in input units.
+        bounds: lowest and highest value of an input.
     """
+    common: dict[str, Any] = {"epsilon": epsilon, "bounds": bounds}
     return {
-        "PGD-16": attacks.PGD(epsilon=epsilon, steps=16, rule="kurakin"),
-        "PGD-40": attacks.PGD(epsilon=epsilon, steps=40, step_size=epsilon / 6),
+        "PGD-16": attacks.PGD(steps=16, rule="kurakin", **common),
+        "PGD-40": attacks.PGD(steps=40, step_size=epsilon / 6, **common),
     }
 
 
@@ -209,7 +215,7 @@ def _fit(
 ) -> FittedModel:
     """Exports within the size; what matters is measured on training images, attacked ones too."""
     deployed = deploy(trained, optimize="size", values="int8").model
-    attack = standard_attacks(float(settings.epsilon or 0))["PGD-16"]
+    attack = standard_attacks(float(settings.epsilon or 0), data.bounds)["PGD-16"]
     x, y = data.x_train[:_PARITY_EXAMPLES], data.y_train[:_PARITY_EXAMPLES]
     attacked = attack(deployed, tf.constant(x), tf.constant(y)).numpy()
     fitted = fit_to_bytes(deployed, path, settings.max_bytes or 0, np.concatenate([x, attacked]))
@@ -221,6 +227,19 @@ def _fit(
     return fitted
 
 
+def _ends(settings: CompressionSettings, data: Dataset) -> dict[str, Any]:
+    """What the file takes and returns, and the names of its classes."""
+    found: dict[str, Any] = {"class_names": data.class_names}
+    if settings.input_type != "float32":
+        found |= {
+            "values": "full_int8",
+            "representative": data.x_train[:_CALIBRATION],
+            "input_type": settings.input_type,
+            "output_type": settings.input_type,
+        }
+    return found
+
+
 def _budget(plan: BudgetPlan, fitted: FittedModel) -> dict[str, Any]:
     return {
         **dataclasses.asdict(plan),
@@ -230,12 +249,14 @@ def _budget(plan: BudgetPlan, fitted: FittedModel) -> dict[str, Any]:
     }
 
 
-def _training_attack(settings: CompressionSettings) -> Attack:
+def _training_attack(settings: CompressionSettings, data: Dataset) -> Attack:
     slope = settings.backward_slope
-    sloped: dict[str, Any] = {} if slope is None else {"backward_slope": slope}
+    more: dict[str, Any] = {"bounds": data.bounds}
+    if slope is not None:
+        more["backward_slope"] = slope
     if settings.attack.lower() == "atta":  # `run_stages` knows the data it carries them through
-        return attacks.ATTA(epsilon=settings.epsilon, steps=settings.steps or 1, **sloped)
-    return make_attack(settings.attack, settings.epsilon, settings.steps, **sloped)
+        return attacks.ATTA(epsilon=settings.epsilon, steps=settings.steps or 1, **more)
+    return make_attack(settings.attack, settings.epsilon, settings.steps, **more)
 
 
 def _train(
@@ -263,7 +284,7 @@ def _train(
                 attack=attack,
                 out_dir=out,
                 objective=settings.objective,
-                augment=defaults(settings.dataset).augment,
+                augment=None if settings.data else defaults(settings.dataset).augment,
                 seed=settings.seed,
                 verbose=verbose,
                 extra_callbacks=[] if verbose else [EpochLines(say)],
@@ -273,6 +294,19 @@ def _train(
                 seconds[stage.name] = seconds.get(stage.name, 0.0) + time.monotonic() - begin
                 write_json(clock, seconds)
     return trained, seconds
+
+
+def _warnings(data: Dataset, evaluation: dict[str, Any], said: Sequence[str]) -> list[str]:
+    """What makes the figures say little, each thing once."""
+    found = list(said)
+    if data.name in made_up.NAMES:
+        found.append(
+            f"{data.name} is made up: its figures show that the network trains, and say nothing "
+            "of real data."
+        )
+    for name in ("compressed", "tflite"):
+        found += evaluation[name]["report"]["warnings"]
+    return list(dict.fromkeys(found))
 
 
 def _save(model: keras.Model, path: Path) -> None:
@@ -293,7 +327,7 @@ def _evaluate(
     dense, compressed, twin = targets
     found = {}
     # One set for all: what was traced for a model serves the file that is attacked through it.
-    chosen = standard_attacks(float(settings.epsilon or 0))
+    chosen = standard_attacks(float(settings.epsilon or 0), data.bounds)
     for name, target, source in (
         ("dense", dense, None),
         ("compressed", compressed, None),

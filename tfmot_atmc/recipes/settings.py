@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any, Literal
 
 from tfmot_atmc import attacks, methods, models
 from tfmot_atmc.math import parse_bytes
 from tfmot_atmc.methods import AdversarialLoss, Method
-from tfmot_atmc.recipes.defaults import defaults
+from tfmot_atmc.recipes.defaults import OWN, defaults
+from tfmot_atmc.recipes.sources import parse_bounds
 from tfmot_atmc.recipes.stages import Stage, check_optimizer, dense_stage
 
 __all__ = ["CompressionSettings"]
@@ -50,6 +52,12 @@ class CompressionSettings:
         limit: at most so many examples in each split; None for all.
         out: folder for all files; by default `atmc_out/DATASET`.
         data_dir: folder of tensorflow-datasets.
+        data: data of your own in place of a dataset: a folder with one folder of images a class, an
+            .npz file with x and y, or a directory that tf.data saved.
+        bounds: lowest and highest value of its inputs, such as 0,255; by default 0,1 for images.
+        image_size: height and width to bring images of a folder to, such as 96,96.
+        input_type: type of the .tflite file's inputs; with uint8 or int8 it computes in integers,
+            and its outputs have that type too.
     """
 
     model: str | None = None
@@ -75,6 +83,10 @@ class CompressionSettings:
     limit: int | None = None
     out: str | None = None
     data_dir: str | None = None
+    data: str | None = None
+    bounds: str | None = None
+    image_size: str | None = None
+    input_type: Literal["float32", "uint8", "int8"] = "float32"
 
     def resolved(self) -> CompressionSettings:
         """Returns the settings with all defaults filled in.
@@ -82,20 +94,21 @@ class CompressionSettings:
         Raises:
             ValueError: if a value is out of range or does not fit the others.
         """
-        known, kind = defaults(self.dataset), methods.class_of(self.method)
+        known = defaults(self.dataset if self.data is None else OWN)
+        kind = methods.class_of(self.method)
         model = self.model or (known.family if kind.narrows else known.model)
         filled: dict[str, Any] = {
             "model": model,
             "ratio": known.ratio if self.max_bytes is None else None,
             "bits": known.bits if kind.codebooks else 32,
-            "epsilon": known.epsilon,
+            "epsilon": known.epsilon * _range(self.bounds),
             "steps": 1 if self.attack.lower() == "atta" else known.steps,
             "dense_epochs": known.dense_epochs
             if model in models.names() and kind.starts_dense
             else 0,
             "epochs": known.epochs,
             "learning_rate": 1.0,
-            "out": f"atmc_out/{self.dataset}",
+            "out": f"atmc_out/{self.dataset if self.data is None else Path(self.data).stem}",
         }
         missing = {name: value for name, value in filled.items() if getattr(self, name) is None}
         found = dataclasses.replace(self, **missing)
@@ -193,3 +206,9 @@ class CompressionSettings:
             stage = dataclasses.replace(stage, objective=loss)
         factor = 1.0 if self.learning_rate is None else self.learning_rate
         return dataclasses.replace(stage, learning_rate=factor * stage.learning_rate)
+
+
+def _range(bounds: str | None) -> float:
+    """How far inputs reach, by which a default radius for [0, 1] is scaled."""
+    low, high = parse_bounds(bounds) or (0.0, 1.0)
+    return high - low
