@@ -7,6 +7,8 @@ the adversarial examples of the unmasked network (`truth`).
 """
 
 import dataclasses
+import pathlib
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -431,6 +433,21 @@ def report_of_sound(name, train, test):
     return atmc.evaluate_robustness(model, (x, y % 2 if even else y), attacks=attack, verbose=0)
 
 
+def report_of_keras_fake(name, m, test, entry, form):
+    """The report on a compressed model or a file, and the truth."""
+    model, (x, y) = KERAS_FAKES[name](m), test
+    if form == "compressed":
+        target, source = atmc.compress(model, "al0", ratio=1.0), None
+    else:
+        path = pathlib.Path(tempfile.mkdtemp()) / "fake.tflite"
+        path.write_bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
+        target, source = str(path), None if entry == "square" else model
+    report = atmc.evaluate_robustness(
+        target, (x, y), **attack_of(entry), source=source, verbose=0, batch_size=20
+    )
+    return report, bound(m, target, x, y)
+
+
 def main():
     import sys
 
@@ -449,6 +466,13 @@ def main():
             except ValueError as error:
                 cells.append(f"refused: {str(error).splitlines()[0][:40]}")
         print(f"| {name} | {truth:.0%} |", " | ".join(cells), "|", flush=True)
+    for name in KERAS_FAKES:
+        for form in ("compressed", "file"):
+            cells = []
+            for entry in entries:
+                report, truth = report_of_keras_fake(name, m, test, entry, form)
+                cells.append(f"{report.robust_accuracy:.0%}, {len(report.warnings)} warnings")
+            print(f"| {name}, {form} | {truth:.0%} |", " | ".join(cells), "|", flush=True)
     for name in SOUND:
         report = report_of_sound(name, train, test)
         print(

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import tfmot_atmc as atmc
 from tfmot_atmc.attacks import PGD, Square
 from tfmot_atmc.evaluation import evaluate_robustness
 
@@ -76,27 +75,20 @@ def test_no_sound_model_gets_a_warning(name, digits):
     assert zoo.report_of_sound(name, *digits).warnings == []
 
 
-def compressed_fake(name, sound):
-    model = zoo.KERAS_FAKES[name](sound)
-    return atmc.compress(model, "al0", ratio=1.0)
-
-
-@pytest.mark.parametrize("name", ["gradient of a sixteenth of the pixels"])
-def test_a_compressed_fake_is_told_as_well(name, sound, digits):
-    small = compressed_fake(name, sound)
-    x, y = digits[1]
-    report = evaluate_robustness(small, (x, y), **zoo.attack_of("pgd"), verbose=0)
-    assert report.warnings or report.robust_accuracy <= zoo.bound(sound, small, x, y) + NEAR
+@pytest.mark.parametrize("form", ["compressed", "file"])
+def test_a_compressed_fake_and_its_file_are_told_as_well(form, sound, digits):
+    name = "gradient of a sixteenth of the pixels"
+    report, truth = zoo.report_of_keras_fake(name, sound, digits[1], "pgd", form)
+    assert report.warnings or report.robust_accuracy <= truth + NEAR
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("form", ["compressed", "file"])
 @pytest.mark.parametrize("entry", ["pgd", "fgsm", "square", "autoattack"])
 @pytest.mark.parametrize("name", zoo.KERAS_FAKES)
-def test_every_compressed_fake_is_told_as_well(name, entry, sound, digits):
-    small = compressed_fake(name, sound)
-    x, y = digits[1]
-    report = evaluate_robustness(small, (x, y), **zoo.attack_of(entry), verbose=0)
-    assert report.warnings or report.robust_accuracy <= zoo.bound(sound, small, x, y) + NEAR
+def test_every_compressed_fake_and_its_file_are_told(name, entry, form, sound, digits):
+    report, truth = zoo.report_of_keras_fake(name, sound, digits[1], entry, form)
+    assert report.warnings or report.robust_accuracy <= truth + NEAR
 
 
 def converted(model, path):
