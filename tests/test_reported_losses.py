@@ -50,7 +50,9 @@ def test_evaluate_reports_what_keras_does_on_clean_and_on_attacked_inputs(
 
 def test_fit_reports_the_objective_and_each_pass_with_its_own_penalties(pair):
     plain, small, attacked = pair
-    history = small.fit(X, Y, batch_size=4, shuffle=False, verbose=0).history
+    plan = [atmc.callbacks.UpdateCompression()]
+    options = {"batch_size": 4, "shuffle": False, "verbose": 0}
+    history = small.fit(X, Y, callbacks=plan, **options).history
     clean, robust = (plain.evaluate(x, Y, batch_size=4, verbose=0) for x in (X, attacked))
     assert history["robust_loss"][0] == pytest.approx(robust, rel=1e-5)
     assert history["loss"][0] == pytest.approx((clean + robust) / 2, rel=1e-5)
