@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_atmc.attacks import APGD, Attack, Square, fold_in
+from tfmot_atmc.attacks.outputs import any_batch
 from tfmot_atmc.evaluation.correctness import check_ball, judge
 from tfmot_atmc.evaluation.model_checks import NotRun
 from tfmot_atmc.evaluation.report import NOT_RUN, PASSED
@@ -45,10 +46,9 @@ def second_opinion(
     if _as_strong(attacks):
         return None, {}
     try:
-        strongest = _ball(attacks)
+        parts = _parts(_ball(attacks), sample, model)
     except NotRun as reason:
         return f"{NOT_RUN}{reason}", {}
-    parts = _parts(strongest, sample, model)
     left, broken = np.flatnonzero(sample.left), 0
     for number, (name, attack) in enumerate(parts.items()):
         if not left.size:
@@ -103,7 +103,21 @@ def _parts(like: Attack, sample: Sample, model: Callable[..., Any] | None) -> di
         second = "dlr" if classes > 2 else "margin"
         for objective in ("ce", second):
             parts[f"apgd-{objective}"] = APGD(objective=objective, steps=_STEPS, **common)
-    return parts | {"square": Square(queries=_QUERIES, **common)}
+    if _in_graph(sample):
+        parts["square"] = Square(queries=_QUERIES, **common)
+    if not parts:
+        raise NotRun("the target gives no gradients and cannot be called in a graph")
+    return parts
+
+
+def _in_graph(sample: Sample) -> bool:
+    """Tells whether the target can be called in a graph, as a search by outputs does."""
+    signature = tf.nest.map_structure(lambda leaf: any_batch(tf.convert_to_tensor(leaf)), sample.x)
+    try:
+        tf.function(sample.victim.black_box, autograph=False).get_concrete_function(signature)
+    except Exception:
+        return False
+    return True
 
 
 def _differentiable(sample: Sample, model: Callable[..., Any]) -> bool:
