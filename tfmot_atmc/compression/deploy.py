@@ -35,8 +35,8 @@ class FormChoice:
         factored: whether the product was chosen.
         composed_bytes: bytes of the composed kernel as stored in a file.
         factored_bytes: bytes of both kernels of the product, the second layer included.
-        composed_macs: Multiply-accumulates with the composed kernel.
-        factored_macs: Multiply-accumulates of the product.
+        composed_macs: multiply-accumulates with the composed kernel.
+        factored_macs: multiply-accumulates of the product.
         inner_channels: channels between the two layers of the product.
     """
 

@@ -33,7 +33,7 @@ class KeyedBatches(EpochBatches):
         batch_size: examples in a batch.
         flip: mirror half of the images, left to right.
         fill: value of the padding; None pads by reflection.
-        seed: Non-negative integer.
+        seed: non-negative integer.
         epoch: as of `EpochBatches`.
         drop_remainder: whether a last batch that is not full is left out.
 

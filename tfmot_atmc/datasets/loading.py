@@ -175,7 +175,7 @@ class EpochBatches(keras.utils.PyDataset):
         x: images, `[examples, height, width, channels]`; or any array, without augmentation.
         y: labels, one for each example.
         batch_size: examples in a batch.
-        seed: Non-negative integer.
+        seed: non-negative integer.
         epoch: called at the start of every epoch for its number, such as
             `lambda: int(optimizer.iterations) // steps`; `None` counts the epochs from 0.
         augment: "crop_flip" pads by four zero pixels, crops at random and mirrors half the images

@@ -23,7 +23,7 @@ class LayerCost:
         name: name of the layer.
         kernel_shape: shape of its kernel.
         parameters: entries of all its weights.
-        macs: Multiply-accumulates for one example, over all calls of the layer; None where a
+        macs: multiply-accumulates for one example, over all calls of the layer; None where a
             position count is open.
     """
 

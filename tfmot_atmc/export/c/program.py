@@ -23,7 +23,7 @@ class Layer:
         kind: `"conv"`, `"depthwise"` or `"dense"`.
         rows: its encoded weights.
         biases: one for each output channel.
-        operations: Multiply-accumulates that are done for one example.
+        operations: multiply-accumulates that are done for one example.
         dense_operations: those that a dense kernel would do.
     """
 
