@@ -167,7 +167,9 @@ class GlobalSparsity(Constraint):
                 input_signature=None if compiled else signature,
                 experimental_attributes=None if compiled else {"_noinline": True},
             )
-        flat = tf.concat([tf.reshape(score, (-1,)) for score in scores], axis=0)
+        flat = tf.concat(
+            [tf.reshape(tf.cast(score, tf.float32), (-1,)) for score in scores], axis=0
+        )
         mask = self._tops[compiled](flat, tf.convert_to_tensor(k, tf.int32))
         parts = tf.split(mask, [int(np.prod(score.shape)) for score in scores])
         return [tf.reshape(part, score.shape) for part, score in zip(parts, scores, strict=True)]

@@ -15,20 +15,21 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from tfmot_atmc.export.tflite import flatbuffer
+from tfmot_atmc.export.tflite.tracing import (
+    ExportError,
+    computing_in_float32,
+    frozen_graph,
+    last_lines,
+)
 from tfmot_atmc.utils.keras_internals import flat_layers
 
-_ERROR_LINES = 8
 _REFERENCE_BATCH = 64
+_NOT_EXPORTED = ("string", "complex64", "complex128")
 _LOOPS = ("While", "StatelessWhile")
 # Keras numbers unnamed inputs by process, which would make files differ between runs.
 _AUTOMATIC_NAME = re.compile(r"(keras_tensor|input_layer|input)(_\d+)?")
-
-
-class ExportError(RuntimeError):
-    """An export did not produce a file that runs, matches the Keras model and is smaller."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,12 @@ def describe_inputs(model: keras.Model, inputs: Any, batch_size: int | None) -> 
             )
         shapes.append((batch_size, *inner))
     dtypes = tuple(_exported_dtype(tensor.dtype) for tensor in tensors)
+    odd = {name: d for name, d in zip(names, dtypes, strict=True) if d in _NOT_EXPORTED}
+    if odd:
+        raise ExportError(
+            f"Inputs of these types cannot be exported: {odd}. Put the layers that read them, such "
+            "as TextVectorization, in front of the model, and export the model behind them."
+        )
     return InputSpec(structure, names, tuple(shapes), dtypes, fixed)
 
 
@@ -209,6 +216,7 @@ def predict(model: keras.Model, spec: InputSpec, arrays: Sequence[np.ndarray]) -
     Returns:
         One array `[examples, ...]` per flattened output.
     """
+    model = computing_in_float32(model)
     total = len(arrays[0])
     size = spec.fixed_batch or _REFERENCE_BATCH
     slices = []
@@ -217,8 +225,19 @@ def predict(model: keras.Model, spec: InputSpec, arrays: Sequence[np.ndarray]) -
             stop = start + size if spec.fixed_batch else min(start + size, total)
             rows = np.minimum(np.arange(start, stop), total - 1)
             batch = spec.pack([keras.ops.convert_to_tensor(array[rows]) for array in arrays])
-            outputs = keras.tree.flatten(model(batch, training=False))
+            try:
+                outputs = keras.tree.flatten(model(batch, training=False))
+            except Exception as error:
+                raise ExportError(
+                    f"The model {model.name!r} does not run on the examples: {last_lines(error)}"
+                ) from error
             slices.append([keras.ops.convert_to_numpy(output) for output in outputs])
+            if any(part.ndim == 0 or len(part) != stop - start for part in slices[-1]):
+                raise ExportError(
+                    f"The outputs of the model {model.name!r} must have the batch as their first "
+                    f"axis. Received shapes {[part.shape for part in slices[-1]]} for a batch of "
+                    f"{stop - start}."
+                )
     return [np.concatenate(parts)[:total] for parts in zip(*slices, strict=True)]
 
 
@@ -252,18 +271,17 @@ def convert(
         tensors = keras.tree.flatten(outputs)
         keys = sorted(outputs) if isinstance(outputs, dict) else []
         output_names[:] = keys or [f"output_{i}" for i in range(len(tensors))]
-        return tensors
+        # An input that is an output too, or the same output twice, would be one tensor.
+        return [tf.identity(tensor) for tensor in tensors]
 
     signature = [
         tf.TensorSpec(shape, dtype, name=f"input_{i}")
         for i, (shape, dtype) in enumerate(zip(spec.shapes, spec.dtypes, strict=True))
     ]
+    model = computing_in_float32(model)
     with float32_computation(model), _quiet():
-        function = tf.function(forward, input_signature=signature, autograph=False)
         # Unfrozen variables would become empty resource handles, and the file would return NaN.
-        frozen = convert_variables_to_constants_v2(
-            function.get_concrete_function(), lower_control_flow=False
-        )
+        frozen = frozen_graph(model.name, forward, signature)
         converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
         if samples is not None:
             _refuse_loops(model.name, frozen)
@@ -273,10 +291,9 @@ def convert(
         try:
             data = converter.convert()
         except Exception as error:  # the converter raises plain exceptions of many kinds
-            lines = [line for line in str(error).splitlines() if line.strip()][:_ERROR_LINES]
             raise ExportError(
                 f"The TFLite converter rejects the model {model.name!r} (only builtin operators "
-                "are exported):\n" + "\n".join(lines)
+                f"are exported):\n{last_lines(error)}"
             ) from error
     converted = flatbuffer.read_model(data)
     _name_signature(converted, frozen, spec.names, output_names)
@@ -319,7 +336,8 @@ def _name_signature(
     if set(placeholders) != set(by_name) or len(subgraph.outputs) != len(output_names):
         raise ExportError(
             f"The converter kept the inputs {sorted(by_name)} and {len(subgraph.outputs)} outputs, "
-            f"expected {sorted(placeholders)} and {len(output_names)}."
+            f"expected {sorted(placeholders)} and {len(output_names)}. Leave out inputs that no "
+            "output depends on, and outputs that depend on no input."
         )
     inputs = {name: by_name[p] for name, p in zip(input_names, placeholders, strict=True)}
     outputs = {n: int(i) for n, i in zip(output_names, subgraph.outputs, strict=True)}

@@ -33,6 +33,7 @@ from tfmot_atmc.export.tflite.conversion import (
     predict,
 )
 from tfmot_atmc.export.tflite.report import ExportReport, summarise_tensors
+from tfmot_atmc.export.tflite.tracing import computing_in_float32
 from tfmot_atmc.math.sizes import parse_bytes
 from tfmot_atmc.slimming import SlimmingReport, compare_models, is_graph, slim_model
 from tfmot_atmc.utils.files import written_whole
@@ -150,6 +151,7 @@ def export_tflite(
     _check_calibration(values, representative)
     check_types(values == rewrite.FULL_INT8, input_type, output_type)
     limit = None if max_bytes is None else parse_bytes(max_bytes)
+    model = computing_in_float32(model)
     spec = describe_inputs(model, representative if inputs is None else inputs, batch_size)
     samples = None if representative is None else calibration_samples(spec, representative)
     arrays = comparison_examples(spec, inputs, samples)
