@@ -56,8 +56,8 @@ def check_path(path: str | os.PathLike[str], suffix: str, overwrite: bool) -> Pa
     return target
 
 
-def check_model(model: Any) -> None:
-    """Refuses what is not a built, plain Keras model.
+def check_model(model: Any) -> keras.Model:
+    """Returns a built, plain Keras model as it is, and refuses everything else.
 
     Raises:
         TypeError: if `model` is not a Keras model.
@@ -74,6 +74,7 @@ def check_model(model: Any) -> None:
         raise ValueError(
             f"The model {model.name!r} is not built; give it an Input, or call it on a batch."
         )
+    return model
 
 
 def calibration_samples(spec: InputSpec, representative: Any) -> list[np.ndarray]:

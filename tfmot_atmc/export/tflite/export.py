@@ -146,12 +146,11 @@ def export_tflite(
         >>> print(report)  # doctest: +SKIP
     """
     target = check_path(path, _SUFFIX, overwrite)
-    check_model(model)
+    model = computing_in_float32(check_model(model))
     _check_options(min_sparsity, values, batch_size, tolerance, min_agreement)
     _check_calibration(values, representative)
     check_types(values == rewrite.FULL_INT8, input_type, output_type)
     limit = None if max_bytes is None else parse_bytes(max_bytes)
-    model = computing_in_float32(model)
     spec = describe_inputs(model, representative if inputs is None else inputs, batch_size)
     samples = None if representative is None else calibration_samples(spec, representative)
     arrays = comparison_examples(spec, inputs, samples)
