@@ -40,6 +40,9 @@ def continue_from(model: CompressedModel, before: Before) -> None:
         model: made from the plain model of the earlier one.
         before: `factors_of` the earlier model.
 
+    Raises:
+        ValueError: where factors go with other fixed weights than those of the new method's seed.
+
     Warns:
         UserWarning: where a kernel of several factors, now others, goes on from what they composed.
     """
@@ -65,6 +68,8 @@ def continue_from(model: CompressedModel, before: Before) -> None:
     for name, part, variable in variables:
         if name in same:
             variable.assign(same[name][part])
+    for kernel in model.kernels:
+        kernel.kernel.check(kernel.variables)
     values = counted(model.kernels, _values(model))
     if any(c.holds_from_the_start and c.violation(values) for c in model.constraints):
         for value, (_, _, variable) in zip(made, variables, strict=True):

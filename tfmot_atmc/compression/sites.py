@@ -150,7 +150,12 @@ def sites_in_model(
 
     return [
         dataclasses.replace(
-            site, name=name, index=index, calls=calls.get(id(layer), 1), sharing=sharing
+            site,
+            name=name,
+            index=index,
+            calls=calls.get(id(layer), 1),
+            sizes=tuple(other.size for other in sites),
+            sharing=sharing,
         )
         for index, (site, name, layer) in enumerate(zip(sites, names, layers, strict=True))
     ]

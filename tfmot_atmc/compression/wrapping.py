@@ -267,12 +267,15 @@ class _ComposedKernels:
     def load_own_variables(self: Any, store: Any) -> None:
         if not overrides(_plain_class(self), "save_own_variables"):
             keras.layers.Layer.load_own_variables(self, store)
-            return
-        extras = _extras(self)
-        with plain_layers([self]):
-            self.load_own_variables({key: store[key] for key in store.keys() if key not in extras})
-        for name, variable in extras.items():
-            variable.assign(store[name])
+        else:
+            extras = _extras(self)
+            own = {key: store[key] for key in store.keys() if key not in extras}
+            with plain_layers([self]):
+                self.load_own_variables(own)
+            for name, variable in extras.items():
+                variable.assign(store[name])
+        for kernel in self._wrapped_kernels.values():
+            kernel.kernel.check(kernel.variables)
 
 
 def _plain_class(layer: keras.layers.Layer) -> type:

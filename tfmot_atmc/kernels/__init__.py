@@ -6,18 +6,31 @@ knows tensors only: no layers, no constraints, no training. A `Site` says where 
 """
 
 from tfmot_atmc.kernels.base import Kernel, PlainKernel, live_channels
+from tfmot_atmc.kernels.binary import BinaryKernel, binary_signs
 from tfmot_atmc.kernels.factorized import FactorizedKernel
 from tfmot_atmc.kernels.lowrank import LowRankKernel
+from tfmot_atmc.kernels.masked import (
+    MaskedKernel,
+    SeededKernel,
+    score_mask,
+    signs_from_seed,
+)
 from tfmot_atmc.kernels.site import Site
 from tfmot_atmc.kernels.thin import thin_conv2d
 
 __all__ = [
+    "BinaryKernel",
     "FactorizedKernel",
     "Kernel",
     "LowRankKernel",
+    "MaskedKernel",
     "PlainKernel",
+    "SeededKernel",
     "Site",
+    "binary_signs",
     "live_channels",
+    "score_mask",
+    "signs_from_seed",
     "thin_conv2d",
 ]
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -64,6 +65,13 @@ class Kernel(Configurable, kind="kernel"):
         if "score" in self.roles.values():
             return {self.main: np.asarray(self.compose(factors))}
         return dict(factors)
+
+    def check(self, factors: Mapping[str, Any]) -> None:
+        """Raises ValueError if values that were loaded cannot be factors of this kernel.
+
+        Args:
+            factors: the variable of each factor, with the values of a file or of another model.
+        """
 
     def product(self, factors: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
         """Returns the kernel as a product of two, which a device may run one after the other.

@@ -26,6 +26,7 @@ class Site:
         outputs: output channels of the layer.
         positions: positions of the output for one example, so that an entry takes part in as many
             multiply-accumulates; None where shapes do not say.
+        sizes: entries of the kernels of all sites of the model, in order.
         calls: how often the model calls the layer.
         sharing: returns for each site's name those that share output channels with it; looked at
             when `shares_outputs` is asked for.
@@ -47,6 +48,7 @@ class Site:
     outputs: int = 1
     positions: int | None = None
     calls: int = 1
+    sizes: tuple[int, ...] = ()
     sharing: Callable[[], Mapping[str, tuple[str, ...]]] = field(
         default=dict, repr=False, compare=False
     )
