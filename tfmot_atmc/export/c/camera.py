@@ -8,6 +8,8 @@ import dataclasses
 import keras
 import numpy as np
 
+from tfmot_atmc.utils.keras_internals import calls_of
+
 __all__ = ["ByteInput", "byte_input"]
 
 _MOST = 255.0
@@ -80,7 +82,7 @@ def _first_rescaling(model: keras.Model) -> keras.layers.Rescaling | None:
     for layer in model.layers:
         if isinstance(layer, keras.layers.InputLayer):
             continue
-        nodes = [node for node in layer._inbound_nodes if inputs[0] in node.input_tensors]
+        nodes = [node for node in calls_of(layer) if inputs[0] in node.input_tensors]
         if nodes and (found is not None or not isinstance(layer, keras.layers.Rescaling)):
             return None
         found = layer if nodes else found
