@@ -9,7 +9,7 @@ import pytest
 
 import tfmot_atmc as atmc
 from tfmot_atmc import cli
-from tfmot_atmc.recipes import pipeline, run
+from tfmot_atmc.recipes import networks, pipeline, run
 from tfmot_atmc.recipes.settings import CompressionSettings
 
 TINY = ["--method=al0", "--limit=64", "--steps=1", "--epsilon=26/255", "--epochs=1"]
@@ -111,7 +111,7 @@ def test_channels_go_where_the_trained_model_is_too_large(
     def too_much(model, max_bytes):
         return dataclasses.replace(atmc.plan_budget(model, max_bytes), ratio=0.5)
 
-    monkeypatch.setattr(pipeline, "plan_budget", too_much)
+    monkeypatch.setattr(networks, "plan_budget", too_much)
     monkeypatch.setattr(pipeline, "_evaluate", found_before)
     arguments = ["compress", f"--model={start}", "--max_bytes=3500", *TINY, f"--out={tmp_path}"]
     assert cli.main(arguments) == 0
@@ -135,7 +135,7 @@ def test_channels_go_where_the_trained_model_is_too_large(
     [
         (["--max_bytes=900"], "the smallest possible file of"),
         (["--max_bytes=4KB", "--ratio=0.1"], "Give `ratio` or `max_bytes`, not both"),
-        (["--max_bytes=4KB", "--method=da"], "another method"),
+        (["--max_bytes=4KB", "--method=da"], "for methods that have `ratio`"),
         (["--max_bytes=many"], "24KB"),
     ],
 )

@@ -24,7 +24,7 @@ from tfmot_atmc.evaluation.report import (
     wilson_interval,
 )
 from tfmot_atmc.evaluation.sample import rows_of
-from tfmot_atmc.evaluation.targets import as_target, with_two_classes
+from tfmot_atmc.evaluation.targets import Target, as_target, with_two_classes
 from tfmot_atmc.tasks import check_attack
 from tfmot_atmc.utils.files import written_whole
 
@@ -190,7 +190,7 @@ class AdversarialSet:
         Raises:
             ValueError: the target does not take such inputs, or has too few classes.
         """
-        victim = with_two_classes(as_target(target), rows_of(self.clean, slice(1)))
+        victim = with_two_classes(_with_reasons(as_target(target)), rows_of(self.clean, slice(1)))
         clean, finite = self._judged(victim, self.clean, batch_size)
         attacked, still_finite = self._judged(victim, self.adversarial, batch_size)
         n, robust = len(self.y), clean & attacked
@@ -229,16 +229,24 @@ class AdversarialSet:
     def _judged(self, victim: Any, x: Any, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         found = []
         for part, y in batches((x, self.y), batch_size, None):
-            try:
-                outputs = victim.predict(part)
-            except Exception as error:
-                shapes = [f"{a.dtype} {a.shape[1:]}" for a in tf.nest.flatten(part)]
-                raise ValueError(
-                    f"{victim.name} does not take these inputs, {', '.join(shapes)} each: {error}"
-                ) from error
-            found.append(judge(victim.name, outputs, y))
+            found.append(judge(victim.name, victim.predict(part), y))
         right, finite = zip(*found, strict=True)
         return np.concatenate(right), np.concatenate(finite)
+
+
+def _with_reasons(target: Target) -> Target:
+    """Returns a target that says which inputs it was given where it does not take them."""
+
+    def predict(x: Any) -> np.ndarray:
+        try:
+            return target.predict(x)
+        except Exception as error:
+            shapes = [f"{a.dtype} {a.shape[1:]}" for a in tf.nest.flatten(x)]
+            raise ValueError(
+                f"{target.name} does not take these inputs, {', '.join(shapes)} each: {error}"
+            ) from error
+
+    return target._replace(predict=predict)
 
 
 def _named(prefix: str, x: Any) -> dict[str, np.ndarray]:
