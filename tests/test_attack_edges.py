@@ -168,9 +168,14 @@ def test_a_single_output_is_one_of_two_classes():
     compiled.layers[0].set_weights(net.layers[0].get_weights())
     compiled.compile(loss=keras.losses.BinaryCrossentropy(from_logits=True))
     soft = np.where(y > 0, 0.9, 0.2)[:, None]
-    attacks = [FGSM(epsilon=0.05), AutoAttack(epsilon=0.05, steps=5, queries=5)]
-    for target, labels in ((one, y), (net, y[:, None]), (net, soft), (compiled, y)):
-        report = evaluate_robustness(target, (X, labels), attacks=attacks, checks=False, verbose=0)
+    exact, whole = FGSM(epsilon=0.05), AutoAttack(epsilon=0.05, steps=5, queries=5)
+    for target, labels, attack in (
+        (one, y, exact),
+        (net, y[:, None], whole),
+        (net, soft, exact),
+        (compiled, y, exact),
+    ):
+        report = evaluate_robustness(target, (X, labels), attacks=attack, checks=False, verbose=0)
         assert report.clean_accuracy == 1.0
         assert report.robust_accuracy == pytest.approx(1 - wanted.mean())
     made = atmc.evaluation.AdversarialSet.make(net, (X, y), attack="fgsm", epsilon=0.05)
