@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stand-in for AutoAttack: its parts, where it runs, and what it is never weaker than."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import tfmot_atmc as atmc
-from tfmot_atmc import attacks
+from tfmot_atmc import attacks, recipes
 
 EPSILON = 0.1
 
@@ -79,6 +81,19 @@ def test_it_validates_a_model_that_is_trained_under_another_attack(digits):
     log = small.fit(x, y, validation_data=(x, y), epochs=1, callbacks=[update], verbose=0)
     robust, clean = log.history["val_robust_accuracy"][0], log.history["val_accuracy"][0]
     assert 0 <= robust <= clean
+
+
+def test_a_stage_says_under_which_attack_it_was_validated(tmp_path):
+    data = atmc.datasets.load("digits", validation_fraction=0.2, limit=64)
+    quick = attacks.QuickAutoAttack(epsilon=EPSILON, steps=2, num_targets=1, queries=3)
+    arguments = {"attack": attacks.FGSM(epsilon=EPSILON), "out_dir": tmp_path, "verbose": 0}
+    start, stage = atmc.models.small_cnn(seed=0), recipes.dense_stage(1)
+    trained = recipes.run_stages(start, [stage], data, validation_attack=quick, **arguments)
+    kept = json.loads((tmp_path / "dense.json").read_text())
+    assert kept["validation_attack"] == repr(quick)
+    assert len(kept["history"]["val_robust_accuracy"]) == 1
+    again = recipes.run_stages(start, [stage], data, validation_attack=quick, **arguments)
+    np.testing.assert_array_equal(trained.get_weights()[0], again.get_weights()[0])  # not run again
 
 
 def test_configuration_is_complete_and_bad_arguments_are_refused():

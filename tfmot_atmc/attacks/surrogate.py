@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 SLOPE = 0.05
-"""The slope that `"auto"` takes: of 0.05, 0.2 and 1 the strongest (docs/frontier.md)."""
+"""The slope that `"auto"` takes: 0.05 and 0.2 were the strongest seen (docs/frontier.md)."""
 
 DEAD_SHARE = 0.6
 """`"auto"` takes the slope where more than this share of the input gradient is exactly zero."""

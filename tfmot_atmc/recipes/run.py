@@ -60,7 +60,8 @@ def run_stages(
 ) -> keras.Model:
     """Trains a model through stages; a run that was interrupted goes on where it stopped.
 
-    Every stage leaves `<name>.keras` and `<name>.json` (its history) in `out_dir`. A stage whose
+    Every stage leaves `<name>.keras` and `<name>.json` (its history, and under which attack its
+    `val_robust_accuracy` was measured) in `out_dir`. A stage whose
     files are there, with the same settings, is not run again; one that was interrupted goes on
     after its last finished epoch, to the same weights as an unbroken run.
 
@@ -112,7 +113,8 @@ def run_stages(
         )
         batches = _batches(current, stage, data, augment, seed + number)
         log = _run_stage(current, stage, data, batches, out, verbose, extra_callbacks)
-        write_json(out / f"{stage.name}.json", {**settings, "history": log.history})
+        validated = {"validation_attack": repr(current.validation_attack)}
+        write_json(out / f"{stage.name}.json", {**settings, **validated, "history": log.history})
         log.remove()
     return current
 
