@@ -96,6 +96,21 @@ def test_a_stage_says_under_which_attack_it_was_validated(tmp_path):
     np.testing.assert_array_equal(trained.get_weights()[0], again.get_weights()[0])  # not run again
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_it_runs_on_models_of_few_classes(classes):
+    rng = np.random.default_rng(classes)
+    x, y = rng.random((9, 4), dtype="float32"), rng.integers(0, classes, 9)
+    weights = tf.constant(rng.normal(size=(4, classes)), tf.float32)
+    attack = attacks.QuickAutoAttack(epsilon=0.5, steps=5, queries=5)
+    report = atmc.evaluate_robustness(
+        lambda x: tf.matmul(x, weights), (x, y), attacks=attack, verbose=0, checks=False
+    )
+    assert [part.name for part in report.attacks] == ["apgd-ce", "apgd-t", "square"]
+    assert report.robust_accuracy <= report.clean_accuracy
+    objectives = [attack.parts_for(n)["apgd-t"].objective for n in (classes, 4)]
+    assert objectives == ["margin", "dlr"]
+
+
 def test_configuration_is_complete_and_bad_arguments_are_refused():
     attack = attacks.get("quickautoattack", epsilon=EPSILON, steps=7, num_targets=2, queries=9)
     again = attacks.get(attacks.serialize(attack))

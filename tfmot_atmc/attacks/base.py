@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfmot_atmc.attacks import surrogate
 from tfmot_atmc.attacks.outputs import (
     any_batch,
+    check_labels,
     cross_entropy,
     is_sparse,
     logits_function,
@@ -163,7 +164,7 @@ class Attack:
         slope = None if both else self.backward_slope
         compiled = self._compiled(model, x, y, slope)
         if not self._judges():
-            _check_labels(y, compiled.num_classes)
+            check_labels(y, compiled.num_classes)
         leaves = compiled.function(tuple(tf.nest.flatten(x)), y, seed)
         found = tf.nest.pack_sequence_as(x, leaves)
         if both and self.needs_gradients and self._looks_twice and self.epsilon.any():
@@ -190,6 +191,14 @@ class Attack:
             training: they are those of a train step.
         """
         return x
+
+    def parts_for(self, classes: int) -> dict[str, Attack]:
+        """Returns the parts of an ensemble by name, in the order they run; none for one attack.
+
+        Args:
+            classes: Number of classes of the model, on which the parts may depend.
+        """
+        return {}
 
     def for_validation(self) -> Attack:
         """Returns what measures a model that is trained with this attack: itself, in most cases."""
@@ -385,16 +394,3 @@ def _slack(bound: np.ndarray) -> np.ndarray:
 
 def _rebuild(cls: type[Attack], config: dict[str, Any]) -> Attack:
     return cls.from_config(config)
-
-
-def _check_labels(y: tf.Tensor, num_classes: int | None) -> None:
-    """Raises where concrete sparse labels are not class indices of a `num_classes` model."""
-    labels = np.asarray(y)
-    if not labels.size or not is_sparse(y):
-        return
-    least, greatest = labels.min(), labels.max()
-    if not least >= 0 or (num_classes is not None and not greatest < num_classes):
-        raise ValueError(
-            f"Labels must be class indices in [0, {num_classes or 'classes'}). Received values "
-            f"from {least} to {greatest}."
-        )

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 __all__ = [
     "any_batch",
+    "check_labels",
     "cross_entropy",
     "hard_labels",
     "is_keras",
@@ -101,6 +102,27 @@ def hard_labels(y: tf.Tensor) -> tf.Tensor:
     if is_sparse(y):
         return tf.cast(tf.reshape(y, [-1]), tf.int64)
     return tf.argmax(y, axis=-1, output_type=tf.int64)
+
+
+def check_labels(y: tf.Tensor, num_classes: int | None) -> None:
+    """Raises where concrete sparse labels are not class indices of a `num_classes` model.
+
+    Args:
+        y: Labels, eager.
+        num_classes: Number of classes; None where it is not known.
+
+    Raises:
+        ValueError: a label is out of range.
+    """
+    labels = np.asarray(y)
+    if not labels.size or not is_sparse(y):
+        return
+    least, greatest = labels.min(), labels.max()
+    if not least >= 0 or (num_classes is not None and not greatest < num_classes):
+        raise ValueError(
+            f"Labels must be class indices in [0, {num_classes or 'classes'}). Received values "
+            f"from {least} to {greatest}."
+        )
 
 
 def cross_entropy(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:

@@ -16,6 +16,9 @@ from tfmot_atmc.attacks.square import Square
 
 __all__ = ["QuickAutoAttack"]
 
+# The targeted ratio needs the four largest logits.
+_ENOUGH_CLASSES = 4
+
 
 class QuickAutoAttack(Attack):
     """A few steps and queries of what AutoAttack takes many of, each on what is left.
@@ -34,7 +37,7 @@ class QuickAutoAttack(Attack):
         **kwargs: `norm`, `bounds` and `seed`, see `Attack`.
 
     Attributes:
-        attacks: the parts by name, in the order they run.
+        attacks: the parts by name, in the order they run, for four classes or more.
 
     Raises:
         ValueError: an argument is out of range.
@@ -60,17 +63,27 @@ class QuickAutoAttack(Attack):
     ) -> None:
         super().__init__(epsilon=epsilon, **kwargs)
         self.steps, self.num_targets, self.queries = int(steps), int(num_targets), int(queries)
-        low, high = super().get_config()["bounds"]
-        common: dict[str, Any] = {
-            "epsilon": epsilon,
-            "norm": self.norm,
-            "bounds": (low, high),
-            "seed": self.seed,
-        }
-        sloped: dict[str, Any] = {"steps": self.steps, "backward_slope": surrogate.SLOPE}
-        self.attacks: dict[str, Attack] = {
+        self.attacks: dict[str, Attack] = self.parts_for(_ENOUGH_CLASSES)
+
+    def parts_for(self, classes: int) -> dict[str, Attack]:
+        """Returns the parts by name, in the order they run.
+
+        Args:
+            classes: Number of classes of the model; with three or less the margin takes the place
+                of the targeted ratio.
+        """
+        config = super().get_config()
+        common = {name: config[name] for name in ("epsilon", "norm", "bounds", "seed")}
+        ratio = "dlr" if classes >= _ENOUGH_CLASSES else "margin"
+        return {
             "apgd-ce": APGD(steps=self.steps, backward_slope=None, **common),
-            "apgd-t": APGDT(num_targets=self.num_targets, **sloped, **common),
+            "apgd-t": APGDT(
+                num_targets=self.num_targets,
+                objective=ratio,
+                steps=self.steps,
+                backward_slope=surrogate.SLOPE,
+                **common,
+            ),
             "square": Square(queries=self.queries, **common),
         }
 
@@ -85,8 +98,9 @@ class QuickAutoAttack(Attack):
 
     def _perturb(self, problem: Problem, seed: tf.Tensor) -> Leaves:
         leaves = list(problem.x)
-        done = problem.succeeded(problem.evaluate(leaves)[0])
-        for number, attack in enumerate(self.attacks.values()):
+        logits, _ = problem.evaluate(leaves)
+        done = problem.succeeded(logits)
+        for number, attack in enumerate(self.parts_for(logits.shape[-1]).values()):
             rows = tf.cast(tf.where(~done)[:, 0], tf.int32)
             part = problem.take(rows)
             if attack.backward_slope is not None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfmot_atmc import attacks as attacks_lib
-from tfmot_atmc.attacks import Attack, AutoAttack
+from tfmot_atmc.attacks import Attack
 from tfmot_atmc.tasks import check_attack
 
 __all__ = ["in_parts", "named_attacks"]
@@ -59,7 +59,7 @@ def in_parts(named: dict[str, Attack], classes: int) -> dict[str, Attack]:
     """
     found: dict[str, Attack] = {}
     for name, attack in named.items():
-        parts = attack.parts_for(classes) if isinstance(attack, AutoAttack) else None
+        parts = attack.parts_for(classes)
         if not parts:
             found[name] = attack
             continue

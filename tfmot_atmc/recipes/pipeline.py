@@ -99,7 +99,10 @@ def run_compression(
     out = Path(str(settings.out))
     out.mkdir(parents=True, exist_ok=True)
     trained, seconds = _train(chosen, start, data, training_attack, verbose, say)
-    final = strip_compression(trained) if isinstance(trained, CompressedModel) else trained
+    # Each kernel in the form of fewer bytes: a product of sparse factors may be dense.
+    final = trained
+    if isinstance(trained, CompressedModel):
+        final = deploy(trained, optimize="size").model
     dense = start
     if settings.dense_epochs:
         dense = strip_compression(load_keras(out / "dense.keras"))
