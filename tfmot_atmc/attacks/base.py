@@ -196,7 +196,7 @@ class Attack:
         """Returns the parts of an ensemble by name, in the order they run; none for one attack.
 
         Args:
-            classes: Number of classes of the model, on which the parts may depend.
+            classes: number of classes of the model, on which the parts may depend.
         """
         return {}
 

@@ -108,8 +108,8 @@ def check_labels(y: tf.Tensor, num_classes: int | None) -> None:
     """Raises where concrete sparse labels are not class indices of a `num_classes` model.
 
     Args:
-        y: Labels, eager.
-        num_classes: Number of classes; None where it is not known.
+        y: labels, eager.
+        num_classes: number of classes; None where it is not known.
 
     Raises:
         ValueError: a label is out of range.

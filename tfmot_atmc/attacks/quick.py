@@ -69,7 +69,7 @@ class QuickAutoAttack(Attack):
         """Returns the parts by name, in the order they run.
 
         Args:
-            classes: Number of classes of the model; with three or less the margin takes the place
+            classes: number of classes of the model; with three or less the margin takes the place
                 of the targeted ratio.
         """
         config = super().get_config()
