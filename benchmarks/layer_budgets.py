@@ -151,7 +151,7 @@ class Shared(GlobalSparsity):
         masks = []
         for score, size, share in zip(scores, self._sizes, self._shares, strict=True):
             count = share + tf.cast(above * (size - share), tf.int32)
-            masks += super()._top([score], count, compiled)
+            masks += self._largest([score], count, compiled)
         if not keep:
             return masks
         largest = tf.reduce_max([tf.reduce_max(score) for score in scores])

@@ -15,7 +15,7 @@ from tfmot_atmc.math import allocate_budget
 
 __all__ = ["FLOORS", "FlooredSparsity", "budgets_of_layers", "check_floors", "raised"]
 
-FLOORS = 0.5
+FLOORS = 0.75
 """Share of the budget that is assured to layers where nothing else is asked for.
 
 It was chosen by benchmarks/layer_budgets.py, over networks with and without small layers.
