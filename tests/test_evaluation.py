@@ -374,7 +374,7 @@ def test_bad_data_and_options_are_refused(data, options, message):
 
 def test_bad_targets_are_refused(tmp_path):
     options = {"epsilon": 0.1, "verbose": 0}
-    with pytest.raises(ValueError, match="must name a .tflite file"):
+    with pytest.raises(ValueError, match="must name a .tflite"):
         evaluate_robustness("model.keras", (X, Y), **options)
     with pytest.raises(TypeError, match="Keras model, a callable"):
         evaluate_robustness(3, (X, Y), **options)
