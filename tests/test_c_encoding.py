@@ -2,8 +2,10 @@
 """The parts of the C exporter: encoded rows, fixed point, and the plan of the memory."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -11,6 +13,10 @@ from hypothesis.extra import numpy as hnp
 from tfmot_atmc.export.c import fixed_point
 from tfmot_atmc.export.c.encoding import Form, decode_rows, encode_rows
 from tfmot_atmc.export.c.layout import Storage, View, place
+from tfmot_atmc.export.c.network import Operation, Tensor
+from tfmot_atmc.export.c.reading import read_network
+from tfmot_atmc.export.c.reference import run_network
+from tfmot_atmc.export.c.scales import weighted_fields
 
 
 @st.composite
@@ -143,3 +149,32 @@ def test_rows_of_padded_planes_share_their_borders():
     assert storage.size == 6 + 2 * 20
     assert view.offsets()[0, 0].tolist() == [0, 20] and view.offsets()[2, 3, 1] == 33
     assert View(storage, 5, 6, 2, top=-1, left=-1).start == 0
+
+
+def test_factors_are_products_of_doubles_also_for_dense_layers():
+    def tensor(scale, shape, data=None):
+        kind = np.dtype(np.int8)
+        return Tensor(shape, kind, np.array([scale], np.float32), -128, data)
+
+    # Rounded to float32 first, this product gives another multiplier; TFLM does not round it.
+    kernel = np.ones((1, 2), np.int8)
+    scales = np.float32(0.0123), np.float32(0.0457)
+    operation = Operation(
+        "dense",
+        [tensor(scales[0], (1, 2)), tensor(scales[1], (1, 2), kernel)],
+        tensor(0.1, (1, 1)),
+    )
+    exact = float(scales[0]) * float(scales[1]) / float(np.float32(0.1))
+    rounded = float(scales[0] * scales[1]) / float(np.float32(0.1))
+    found = weighted_fields(operation, kernel, np.zeros(1, np.int32))["multiplier"]
+    assert found == fixed_point.quantize_multiplier(exact)[0]
+    assert found != fixed_point.quantize_multiplier(rounded)[0]
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_outputs_of_tflm_that_were_kept_come_out_again(number):
+    kept = np.load(Path(__file__).parent / "golden" / "tflm_vectors.npz")
+    network = read_network(kept[f"model_{number}"].tobytes())
+    np.testing.assert_array_equal(
+        run_network(network, kept[f"inputs_{number}"]), kept[f"outputs_{number}"]
+    )

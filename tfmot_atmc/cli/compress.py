@@ -35,6 +35,7 @@ def run(values: flags.FlagValues, operands: list[str], console: Console) -> None
     results = run_compression(settings, command=command, **training_output(console))
     _show_results(results, console)
     _show_budget(results["budget"], console)
+    _show_code(results.get("c"), settings.cpu, console)
     for warning in results["warnings"]:
         console.print(f"Warning: {warning}", highlight=False, markup=False)
     console.print(f"All files are in {settings.out}; see results.png there.")
@@ -67,7 +68,10 @@ def _show_results(results: dict[str, Any], console: Console) -> None:
         ("dense", compression["dense_parameters"], sizes["dense_tflite"]),
         ("compressed", compression["nonzeros"], None),
         ("tflite", None, sizes["tflite"]),
+        ("c", None, None),
     ):
+        if name not in found:
+            continue
         accuracies = [f"{found[name][kind]:.2%}" for kind in ("clean", "PGD-16", "PGD-40")]
         rows.append((name, *accuracies, nonzeros, size))
     title = f"Accuracy on {found['dense']['report']['n']:,} test examples"
@@ -93,3 +97,15 @@ def _show_budget(budget: dict[str, Any] | None, console: Console) -> None:
             "--max_bytes, trained into another --out, may keep more"
         )
     console.print(f"{said}.", highlight=False)
+
+
+def _show_code(code: dict[str, Any] | None, cpu: str, console: Console) -> None:
+    if code is None:
+        return
+    sizes = [
+        f"{found['flash']:,} bytes of flash and {found['static'] + (found['stack'] or 0):,} of RAM "
+        f"at {found['optimize']}"
+        for found in code["footprints"]
+    ]
+    told = ", ".join(sizes) or f"{code['static_bytes']:,} bytes of static RAM; flash not measured"
+    console.print(f"C code for {cpu}: {told}.", highlight=False)

@@ -31,6 +31,7 @@ from tfmot_atmc.datasets.splits import Dataset
 from tfmot_atmc.evaluation import evaluate_robustness
 from tfmot_atmc.export import export_tflite
 from tfmot_atmc.recipes.defaults import defaults
+from tfmot_atmc.recipes.microcontroller import plan_code, write_code
 from tfmot_atmc.recipes.networks import load_keras, network_and_data, planned
 from tfmot_atmc.recipes.run import run_stages
 from tfmot_atmc.recipes.settings import CompressionSettings
@@ -65,6 +66,9 @@ def run_compression(
     (plain Keras, the twin of `model.tflite`), `model.tflite`, `dense.tflite`, `results.json` and
     `results.png`.
 
+    With `settings.max_flash` or `settings.max_ram` also `model.c` and `model.h`, within them; the
+    ratio is planned for them where none is given.
+
     With `settings.max_bytes` the ratio is planned before training, and `model.tflite` is held to
     that size: its values have 8 bits, and its least influential channels go where they must. Then
     `"compressed"` in the results is the model with them, and `"tflite"` the file without.
@@ -95,7 +99,9 @@ def run_compression(
     start, data = network_and_data(settings)
     training_attack = _training_attack(settings, data)
     start, plan = planned(settings, start, data, say)
-    chosen = settings if plan is None else dataclasses.replace(settings, ratio=plan.ratio)
+    plans = [p for p in (plan, plan_code(settings, start, data, say)) if p is not None]
+    ratio = settings.ratio or min((p.ratio for p in plans), default=None)
+    chosen = dataclasses.replace(settings, ratio=ratio)
     out = Path(str(settings.out))
     out.mkdir(parents=True, exist_ok=True)
     trained, seconds = _train(chosen, start, data, training_attack, verbose, say)
@@ -120,7 +126,10 @@ def run_compression(
     twin, file = fitted.model, fitted.report
     _save(twin, out / "final.keras")
     compressed = final if fitted.channels else twin
-    evaluation = _evaluate(settings, data, (dense, compressed, twin), path, verbose, say)
+    code = write_code(settings, twin, data, out / "model.c")
+    targets: list[Any] = [("dense", dense, None), ("compressed", compressed, None)]
+    targets += [(kind, made.path, twin) for kind, made in (("tflite", file), ("c", code)) if made]
+    evaluation = _evaluate(settings, data, targets, verbose, say)
     report = trained.compression_report()
     results = {
         "settings": dataclasses.asdict(settings),
@@ -139,6 +148,7 @@ def run_compression(
         "budget": None if plan is None else _budget(plan, fitted),
         "export": file.to_dict(),
         "warnings": _warnings(data, evaluation, file.warnings),
+        "c": None if code is None else code.to_dict(),
     }
     write_json(out / "results.json", results)
     save_figure(results_figure(results), out / "results.png")
@@ -321,21 +331,15 @@ def _save(model: keras.Model, path: Path) -> None:
 def _evaluate(
     settings: CompressionSettings,
     data: Dataset,
-    targets: tuple[keras.Model, keras.Model, keras.Model],
-    path: Path,
+    targets: Sequence[tuple[str, Any, keras.Model | None]],
     verbose: int,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Attacks the dense and the compressed model, and the file through its twin."""
-    dense, compressed, twin = targets
+    """Attacks models, and files through their twin: names, targets and twins."""
     found = {}
     # One set for all: what was traced for a model serves the file that is attacked through it.
     chosen = standard_attacks(float(settings.epsilon or 0), data.bounds)
-    for name, target, source in (
-        ("dense", dense, None),
-        ("compressed", compressed, None),
-        ("tflite", str(path), twin),
-    ):
+    for name, target, source in targets:
         say(f"Attacking the {name} model")
         report = evaluate_robustness(
             target,

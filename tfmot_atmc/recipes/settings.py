@@ -29,6 +29,10 @@ class CompressionSettings:
         ratio: nonzeros as a ratio of the dense kernels' parameters, in (0, 1].
         max_bytes: in place of a ratio, the largest size of the .tflite file, in bytes or as text
             such as `"24KB"`. `run_compression` finds the ratio, which stays None here.
+        max_flash: most flash of the C code that is written then, such as `"16KB"`, code included.
+            Without `ratio` the largest ratio that fits is found.
+        max_ram: most RAM of it, the stack included.
+        cpu: the core that flash and stack are measured for.
         bits: b of the codebooks, or 32 for none, as is the default but for ATMC.
         layer_exponent: None for one budget over all layers; p in [0, 1] for budgets of layers in
             proportion to their sizes to the power p, where the method has a budget of nonzeros.
@@ -65,6 +69,9 @@ class CompressionSettings:
     method: str = "atmc"
     ratio: float | None = None
     max_bytes: int | str | None = None
+    max_flash: int | str | None = None
+    max_ram: int | str | None = None
+    cpu: Literal["cortex-m4", "cortex-m0plus"] = "cortex-m4"
     bits: int | None = None
     layer_exponent: float | None = None
     floors: float | None = None
@@ -99,7 +106,7 @@ class CompressionSettings:
         model = self.model or (known.family if kind.narrows else known.model)
         filled: dict[str, Any] = {
             "model": model,
-            "ratio": known.ratio if self.max_bytes is None else None,
+            "ratio": known.ratio if self.max_bytes is None and self.max_flash is None else None,
             "bits": known.bits if kind.codebooks else 32,
             "epsilon": known.epsilon * _range(self.bounds),
             "steps": 1 if self.attack.lower() == "atta" else known.steps,
@@ -125,6 +132,10 @@ class CompressionSettings:
             AdversarialLoss(backward_slope=self.backward_slope)  # refuses values out of range
             if self.objective == "trades":
                 raise ValueError("`backward_slope` does not go with the objective 'trades'.")
+        self._check_taken("ratio", self.max_flash is not None, "max_flash")
+        for limit in (self.max_flash, self.max_ram):
+            if limit is not None:
+                parse_bytes(limit)  # refuses what is no size
         ratio = 1.0 if self.ratio is None else self.ratio
         if not 0 < ratio <= 1:
             raise ValueError(f"`ratio` must lie in (0, 1]. Received {ratio!r}.")
@@ -181,8 +192,8 @@ class CompressionSettings:
         """
         if self.ratio is None and methods.class_of(self.method).takes("ratio"):
             raise ValueError(
-                "There is no `ratio` yet. Call `resolved()`; and with `max_bytes`, replace it by "
-                "that of `plan_budget`."
+                "There is no `ratio` yet. Call `resolved()`; and with `max_bytes` or `max_flash`, "
+                "replace it by that of `plan_budget` or `plan_flash`."
             )
         return self._stages(1.0 if self.ratio is None else self.ratio)
 

@@ -9,12 +9,29 @@ typedef struct {
     extent columns, outputs, y_plane;
 } connection;
 
+/* One row's sum. */
+static inline sum connect_row(
+    reader *r, const weights w, const element *x, uint32_t columns, sum zero, const int packed) {
+    reader s = *r;
+    sum a = 0;
+    (void)zero;
+    while (s.position < columns) {
+        const sum input = CENTERED(x[s.position], zero);
+        a += next_weight(&s, w, packed) * input;
+    }
+    s.position -= columns;
+    *r = s;
+    return a;
+}
+
 static void connect(const connection *layer, const element *x, element *y) {
     const weights w = layer->kernel;
     const scaling q = layer->scale;
     const uint32_t columns = layer->columns;
 #if IS_INTEGER
     const sum zero = layer->x_zero;
+#else
+    const sum zero = 0;
 #endif
     reader r = start(w);
     for (int o = 0; o < layer->outputs; o++) {
@@ -33,11 +50,14 @@ static void connect(const connection *layer, const element *x, element *y) {
             continue;
         }
 #endif
-        while (r.position < columns) {
-            const sum input = CENTERED(x[r.position], zero);
-            a += next_weight(&r, w) * input;
+#if HAS_BOTH_FORMS
+        if (!IS_BITS(w)) {
+            a += connect_row(&r, w, x, columns, zero, 0);
+        } else
+#endif
+        {
+            a += connect_row(&r, w, x, columns, zero, HAS_BITS);
         }
-        r.position -= columns;
         y[o * layer->y_plane] = finish(a, q);
     }
 }

@@ -21,7 +21,8 @@ typedef struct {
 } convolution;
 
 /* Decodes one filter. Returns the end of its taps. */
-static const tap *decode(reader *r, const convolution *layer, sum *start) {
+static inline const tap *decode_filter(
+    reader *r, const convolution *layer, sum *start, const int packed) {
     const weights w = layer->kernel;
     const uint32_t columns = layer->columns, area = layer->area;
     const uint32_t by_area = layer->by_area, by_width = layer->by_width;
@@ -37,7 +38,7 @@ static const tap *decode(reader *r, const convolution *layer, sum *start) {
         const uint32_t position = s.position;
         const uint32_t plane = (position * by_area) >> shift;
         const uint32_t row = ((position - plane * area) * by_width) >> shift;
-        const weight v = next_weight(&s, w);
+        const weight v = next_weight(&s, w, packed);
 #if HAS_ZERO_CODES
         if (v == 0) continue;
 #endif
@@ -58,6 +59,13 @@ static const tap *decode(reader *r, const convolution *layer, sum *start) {
     (void)start;
 #endif
     return t;
+}
+
+static const tap *decode(reader *r, const convolution *layer, sum *start) {
+#if HAS_BOTH_FORMS
+    if (!IS_BITS(layer->kernel)) return decode_filter(r, layer, start, 0);
+#endif
+    return decode_filter(r, layer, start, HAS_BITS);
 }
 
 /* Turns sums into elements, the largest of each pool where there is one. */

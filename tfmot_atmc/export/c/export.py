@@ -24,7 +24,7 @@ from tfmot_atmc.export.c.program import Layer, Program
 from tfmot_atmc.export.c.reading import read_network
 from tfmot_atmc.export.c.reference import run_network
 from tfmot_atmc.export.c.report import CReport, LayerSummary
-from tfmot_atmc.export.c.sizes import CPUS, Footprint, measure_footprint
+from tfmot_atmc.export.c.sizes import CPUS, Footprint, allowed_footprint, measure_footprint
 from tfmot_atmc.export.tflite.checks import (
     calibration_samples,
     check_agreement,
@@ -47,8 +47,6 @@ C_VALUE_MODES = ("full_int8", "float32")
 OPTIMIZATIONS = ("balanced", "size", "speed")
 _TOLERANCES = {"full_int8": 0.25, "float32": 1e-5}
 _LEVELS = ("-O2", "-Os")
-# What is allowed for where no cross-compiler measures it; more than any model here needed.
-_CODE_ALLOWANCE, _STACK_ALLOWANCE = 8192, 512
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _KEYWORDS = frozenset(
     "auto break case char const continue default do double else enum extern float for goto if "
@@ -327,15 +325,8 @@ def _hold(
     cpu: str,
 ) -> None:
     """Refuses what needs more flash or RAM than allowed, at every level of the compiler."""
-    own = footprints or (
-        Footprint(
-            cpu,
-            "(estimated)",
-            source.weight_bytes + source.table_bytes + _CODE_ALLOWANCE,
-            source.static_bytes,
-            _STACK_ALLOWANCE,
-        ),
-    )
+    constants = source.weight_bytes + source.table_bytes
+    own = footprints or (allowed_footprint(cpu, constants, source.static_bytes),)
     most_flash, most_ram = limits
     fitting = [
         f

@@ -34,6 +34,7 @@ def macro_text(program: Program, bytes_in: ByteInput | None, extent: str, bias: 
     flags = {
         "IS_INTEGER": integer,
         "HAS_BITS": bits,
+        "HAS_BOTH_FORMS": bits and whole,
         "HAS_BYTES": Form.BYTES in forms,
         "HAS_DENSE_FORM": Form.DENSE in forms,
         "HAS_VALUES": any(row.value_bits == 0 for row in rows),
@@ -46,7 +47,7 @@ def macro_text(program: Program, bytes_in: ByteInput | None, extent: str, bias: 
     lines = [f"#define {key} {int(value)}" for key, value in flags.items()]
     lines += [
         f"#define BLOCK {program.block}",
-        f"#define IS_BITS(w) {'((w).form == 2)' if whole else '1'}",
+        f"#define IS_BITS(w) {'((w).form == 2)' if bits and whole else int(bits)}",
         f"#define IS_BYTES(w) {'((w).form == 1)' if bits or Form.DENSE in forms else '1'}",
         f"#define CODE(w, c) {_code_macro(program)}",
     ]

@@ -68,11 +68,7 @@ def _factor(operation: Operation) -> float:
     source, kernel = operation.inputs[:2]
     if operation.output.dtype != np.int8:
         return 1.0
-    if operation.kind == "dense":
-        product = float(np.float32(source.scale[0]) * np.float32(kernel.scale[0]))
-    else:
-        product = float(source.scale[0]) * float(kernel.scale[0])
-    return product / float(operation.output.scale[0])
+    return float(source.scale[0]) * float(kernel.scale[0]) / float(operation.output.scale[0])
 
 
 def _parameters(operation: Operation) -> tuple[np.ndarray, np.ndarray]:

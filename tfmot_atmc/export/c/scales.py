@@ -72,11 +72,7 @@ def weighted_fields(operation: Operation, rows: np.ndarray, biases: np.ndarray) 
         return scaling_fields((0, 0), operation.activation, operation.output, 0)
     if kernel.scale.size != 1:
         raise UnsupportedError("Weights with a scale for each channel have no kernel.")
-    if operation.kind == "dense":
-        # The runtime's dense layers multiply these two scales as float32.
-        product = float(np.float32(source.scale[0]) * np.float32(kernel.scale[0]))
-    else:
-        product = float(source.scale[0]) * float(kernel.scale[0])
+    product = float(source.scale[0]) * float(kernel.scale[0])
     factor = fixed_point.quantize_multiplier(product / float(operation.output.scale[0]))
     largest = np.abs(rows.astype(np.int64)).sum(1) * 256 + np.abs(biases.astype(np.int64))
     return scaling_fields(

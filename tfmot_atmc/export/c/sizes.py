@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-__all__ = ["CPUS", "Footprint", "measure_footprint"]
+__all__ = ["CPUS", "Footprint", "allowed_footprint", "measure_footprint"]
 
 CPUS = {
     "cortex-m0plus": ("-mcpu=cortex-m0plus",),
@@ -20,6 +20,8 @@ CPUS = {
 _COMPILER = "arm-none-eabi-gcc"
 _SIZE = "arm-none-eabi-size"
 _FLAGS = ("-mthumb", "-std=c99", "-ffreestanding", "-fcallgraph-info=su,da", "-c")
+# More than any model here needed.
+_CODE_ALLOWANCE, _STACK_ALLOWANCE = 8192, 512
 _NODE = re.compile(r'node: \{ title: "([^"]+)" label: "[^"]*?(\d+) bytes \((\w+)')
 _EDGE = re.compile(r'edge: \{ sourcename: "([^"]+)" targetname: "([^"]+)"')
 
@@ -80,6 +82,17 @@ def measure_footprint(
         graph = target.with_suffix(".ci")
         stack = _deepest(graph.read_text()) if graph.is_file() else None
     return Footprint(cpu, optimize, text + data, data + bss, stack)
+
+
+def allowed_footprint(cpu: str, constants: int, static: int) -> Footprint:
+    """Returns what is allowed for where no cross-compiler measures it: code, and a stack.
+
+    Args:
+        cpu: the core.
+        constants: bytes of weights and tables.
+        static: bytes of static memory.
+    """
+    return Footprint(cpu, "(estimated)", constants + _CODE_ALLOWANCE, static, _STACK_ALLOWANCE)
 
 
 def _deepest(graph: str) -> int | None:

@@ -29,12 +29,14 @@ static inline uint32_t take(reader *r, uint32_t count) {
 }
 #endif
 
-/* Moves the position over the zeros before the next weight. */
-static inline void skip(reader *r, const weights w) {
+/* Moves the position over the zeros before the next weight. Where both layouts are in use, `packed`
+   is a constant of the caller, so that no weight is read with a choice. */
+static inline void skip(reader *r, const weights w, const int packed) {
     (void)r;
     (void)w;
+    (void)packed;
 #if HAS_BITS
-    if (IS_BITS(w)) {
+    if (packed) {
         if (w.gap_bits) {
             const uint32_t most = (1u << w.gap_bits) - 1u;
             uint32_t gap;
@@ -67,20 +69,21 @@ static inline reader start(const weights w) {
 #if HAS_BITS
     r.ahead = r.held = 0;
 #endif
-    skip(&r, w);
+    skip(&r, w, IS_BITS(w));
     return r;
 }
 
 /* Returns the next weight, and moves to the one after it. */
-static inline weight next_weight(reader *r, const weights w) {
+static inline weight next_weight(reader *r, const weights w, const int packed) {
     weight v;
+    (void)packed;
 #if HAS_VALUES
     if (w.value_bits == 0) {
         v = *r->value++;
     } else
 #endif
 #if HAS_BITS
-    if (IS_BITS(w)) {
+    if (packed) {
         v = CODE(w, take(r, w.value_bits));
     } else
 #endif
@@ -88,6 +91,6 @@ static inline weight next_weight(reader *r, const weights w) {
         v = CODE(w, *r->next++);
     }
     r->position++;
-    skip(r, w);
+    skip(r, w, packed);
     return v;
 }

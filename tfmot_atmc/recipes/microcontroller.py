@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run does for microcontrollers: it finds a ratio that fits, and writes the C code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+
+from tfmot_atmc.compression.flash import FlashPlan, plan_flash
+from tfmot_atmc.datasets.splits import Dataset
+from tfmot_atmc.export import CReport, export_c
+from tfmot_atmc.recipes.settings import CompressionSettings
+
+__all__ = ["plan_code", "write_code"]
+
+_CALIBRATED, _COMPARED = 300, 256
+
+
+def plan_code(
+    settings: CompressionSettings, start: keras.Model, data: Dataset, say: Callable[[str], None]
+) -> FlashPlan | None:
+    """Finds the ratio for which C code of a model fits; None where no limit is asked for.
+
+    Args:
+        settings: with `max_flash`, `max_ram` and `cpu`.
+        start: the model before training.
+        data: its training images settle the scales.
+        say: called with what was found.
+
+    Raises:
+        TooLargeError: if the code does not fit with one weight in each kernel.
+    """
+    if settings.max_flash is None and settings.max_ram is None:
+        return None
+    plan = plan_flash(
+        start,
+        data.x_train[:_CALIBRATED],
+        max_flash=settings.max_flash,
+        max_ram=settings.max_ram,
+        cpu=settings.cpu,
+    )
+    say(
+        f"C code for {plan.cpu}: a ratio of {plan.ratio:.4f} is predicted to need {plan.flash:,} "
+        f"bytes of flash and {plan.ram:,} of RAM at {plan.level} (one weight in each kernel: "
+        f"{plan.smallest_flash:,} of flash)"
+    )
+    return plan
+
+
+def write_code(
+    settings: CompressionSettings, model: keras.Model, data: Dataset, path: Path
+) -> CReport | None:
+    """Writes the C code of a model within the limits; None where no limit is asked for.
+
+    Raises:
+        TooLargeError: if it does not fit.
+    """
+    if settings.max_flash is None and settings.max_ram is None:
+        return None
+    return export_c(
+        model,
+        path,
+        representative=data.x_train[:_CALIBRATED],
+        inputs=data.x_test[:_COMPARED],
+        max_flash=settings.max_flash,
+        max_ram=settings.max_ram,
+        cpu=settings.cpu,
+    )
