@@ -99,9 +99,7 @@ def run_compression(
     start, data = network_and_data(settings)
     training_attack = _training_attack(settings, data)
     start, plan = planned(settings, start, data, say)
-    plans = [p for p in (plan, plan_code(settings, start, data, say)) if p is not None]
-    ratio = settings.ratio or min((p.ratio for p in plans), default=None)
-    chosen = dataclasses.replace(settings, ratio=ratio)
+    chosen = _with_ratio(settings, plan, plan_code(settings, start, data, say))
     out = Path(str(settings.out))
     out.mkdir(parents=True, exist_ok=True)
     trained, seconds = _train(chosen, start, data, training_attack, verbose, say)
@@ -320,6 +318,12 @@ def _warnings(data: Dataset, evaluation: dict[str, Any], said: Sequence[str]) ->
     for name in ("compressed", "tflite"):
         found += evaluation[name]["report"]["warnings"]
     return list(dict.fromkeys(found))
+
+
+def _with_ratio(settings: CompressionSettings, *plans: Any) -> CompressionSettings:
+    """The settings with the smallest ratio of the plans, where none is given."""
+    found = [plan.ratio for plan in plans if plan is not None]
+    return dataclasses.replace(settings, ratio=settings.ratio or min(found, default=None))
 
 
 def _save(model: keras.Model, path: Path) -> None:
