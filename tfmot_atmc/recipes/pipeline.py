@@ -125,8 +125,7 @@ def run_compression(
     _save(twin, out / "final.keras")
     compressed = final if fitted.channels else twin
     code = write_code(settings, twin, data, out / "model.c")
-    targets: list[Any] = [("dense", dense, None), ("compressed", compressed, None)]
-    targets += [(kind, made.path, twin) for kind, made in (("tflite", file), ("c", code)) if made]
+    targets = _targets((dense, compressed, twin), {"tflite": file, "c": code})
     evaluation = _evaluate(settings, data, targets, verbose, say)
     report = trained.compression_report()
     results = {
@@ -318,6 +317,15 @@ def _warnings(data: Dataset, evaluation: dict[str, Any], said: Sequence[str]) ->
     for name in ("compressed", "tflite"):
         found += evaluation[name]["report"]["warnings"]
     return list(dict.fromkeys(found))
+
+
+def _targets(
+    networks: tuple[keras.Model, keras.Model, keras.Model], files: dict[str, Any]
+) -> list[tuple[str, Any, keras.Model | None]]:
+    """What is attacked: two models by themselves, and the files through their twin."""
+    dense, compressed, twin = networks
+    made = [(kind, file.path, twin) for kind, file in files.items() if file is not None]
+    return [("dense", dense, None), ("compressed", compressed, None), *made]
 
 
 def _with_ratio(settings: CompressionSettings, *plans: Any) -> CompressionSettings:
