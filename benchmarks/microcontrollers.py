@@ -9,7 +9,7 @@ no cycles. Times are processor times, medians of interleaved rounds on one threa
 is installed.
 
     python benchmarks/microcontrollers.py --out benchmarks/results/microcontrollers.json
-    python benchmarks/microcontrollers.py --robust --images 300 \
+    python benchmarks/microcontrollers.py --robust --images 200 \
         --out benchmarks/results/microcontroller_robust.json
 
 The second command exports the reference models that fit in `--max_flash` and `--max_ram`, runs them
