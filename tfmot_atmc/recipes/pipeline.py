@@ -136,12 +136,7 @@ def run_compression(
         "training_attack": attacks.serialize(training_attack),
         "evaluation": evaluation,
         "compression": report.to_dict(),
-        "bytes": {
-            "dense_kernels": 4 * report.dense_parameters,
-            "paper": -(-report.paper_bits // 8),
-            "dense_tflite": dense_file.bytes,
-            "tflite": file.bytes,
-        },
+        "bytes": _bytes(report, dense_file.bytes, file.bytes),
         "budget": None if plan is None else _budget(plan, fitted),
         "export": file.to_dict(),
         "warnings": _warnings(data, evaluation, file.warnings),
@@ -317,6 +312,15 @@ def _warnings(data: Dataset, evaluation: dict[str, Any], said: Sequence[str]) ->
     for name in ("compressed", "tflite"):
         found += evaluation[name]["report"]["warnings"]
     return list(dict.fromkeys(found))
+
+
+def _bytes(report: Any, dense_tflite: int, tflite: int) -> dict[str, int]:
+    return {
+        "dense_kernels": 4 * report.dense_parameters,
+        "paper": -(-report.paper_bits // 8),
+        "dense_tflite": dense_tflite,
+        "tflite": tflite,
+    }
 
 
 def _targets(
