@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfmot_atmc.attacks.problem import Leaves, Problem
 
-__all__ = ["run_on_the_rest", "scatter"]
+__all__ = ["run_on_the_rest", "scatter", "within_xla"]
 
 Run = Callable[[Problem, tf.Tensor, tf.Tensor], tuple[Leaves, tf.Tensor]]
 
@@ -17,7 +17,8 @@ Run = Callable[[Problem, tf.Tensor, tf.Tensor], tuple[Leaves, tf.Tensor]]
 def run_on_the_rest(problem: Problem, runs: int, run: Run) -> Leaves:
     """Returns, for each example, the point of the first run that succeeded, or of the last run.
 
-    A single run keeps all shapes and can be compiled with XLA; several drop what is done.
+    Several runs drop what is done, but where XLA compiles, which needs static shapes: there each
+    run takes all examples.
 
     Args:
         problem: The whole problem.
@@ -29,10 +30,15 @@ def run_on_the_rest(problem: Problem, runs: int, run: Run) -> Leaves:
     if runs == 1:
         return run(problem, tf.range(batch), tf.constant(0))[0]
 
+    static = within_xla()
+
     def left(index: tf.Tensor, _: Leaves, done: tf.Tensor) -> tf.Tensor:
         return (index < runs) & tf.reduce_any(~done)
 
     def once(index: tf.Tensor, leaves: Leaves, done: tf.Tensor) -> tuple:
+        if static:
+            found, succeeded = run(problem, tf.range(batch), index)
+            return index + 1, problem.select(done, leaves, found), done | succeeded
         rows = tf.cast(tf.where(~done)[:, 0], tf.int32)
         found, succeeded = run(problem.take(rows), rows, index)
         leaves = [scatter(leaf, rows, new) for leaf, new in zip(leaves, found, strict=True)]
@@ -45,3 +51,16 @@ def run_on_the_rest(problem: Problem, runs: int, run: Run) -> Leaves:
 def scatter(tensor: tf.Tensor, rows: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
     """Returns the tensor with some of its rows replaced."""
     return tf.ensure_shape(tf.tensor_scatter_nd_update(tensor, rows[:, None], values), tensor.shape)
+
+
+def within_xla() -> bool:
+    """Returns whether what is being traced is for XLA to compile, where shapes must be static."""
+    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    while graph is not None:
+        context = graph._get_control_flow_context()
+        while context is not None:
+            if context.IsXLAContext():
+                return True
+            context = context.outer_context
+        graph = getattr(graph, "outer_graph", None)
+    return False

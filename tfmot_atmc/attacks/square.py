@@ -11,14 +11,14 @@ from tfmot_atmc.attacks.base import Attack
 from tfmot_atmc.attacks.margins import margin
 from tfmot_atmc.attacks.outputs import hard_labels
 from tfmot_atmc.attacks.problem import Leaves, Problem, fold_in
-from tfmot_atmc.attacks.runs import run_on_the_rest, scatter
+from tfmot_atmc.attacks.runs import run_on_the_rest, scatter, within_xla
 from tfmot_atmc.attacks.squares import Canvas, l2_change, linf_pattern
 
 __all__ = ["Square"]
 
 # The share of pixels in a square halves after these queries (of 10,000).
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-# So many queries at a time; in between, examples that are done are dropped.
+# So many queries at a time; in between, examples that are done are dropped, but not within XLA.
 _SEGMENT = 250
 
 
@@ -95,9 +95,12 @@ class Square(Attack):
         """Returns the result of one run, and where it succeeded."""
         canvases = [Canvas(leaf) for leaf in problem.x]
         start = self._stripes(problem, canvases, fold_in(seed, 0))
+        static = within_xla()
 
         def segment(first: tf.Tensor, leaves: Leaves, margins: tf.Tensor) -> tuple:
-            rows = tf.cast(tf.where(margins > 0)[:, 0], tf.int32)
+            rows = tf.range(tf.shape(margins)[0])
+            if not static:
+                rows = tf.cast(tf.where(margins > 0)[:, 0], tf.int32)
             part = problem.take(rows)
             mine = [tf.gather(leaf, rows) for leaf in leaves]
             last = tf.minimum(first + _SEGMENT, self.queries)

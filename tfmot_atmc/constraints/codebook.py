@@ -12,7 +12,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_atmc.constraints.base import AddWeight, Constraint, Factor, Moment
-from tfmot_atmc.math import ZeroKMeans, assign_to_codebook, optimal_zero_kmeans, zero_kmeans
+from tfmot_atmc.math import (
+    ZeroKMeans,
+    assign_to_codebook,
+    optimal_zero_kmeans,
+    zero_kmeans,
+    zero_kmeans_of_all,
+)
 from tfmot_atmc.utils import distribution
 
 ALGORITHMS = ("admm", "shared")
@@ -151,17 +157,30 @@ class Codebook(Constraint):
             tf.cond(due, lambda: self._tie(moment.compiled), lambda: tf.constant(False))
 
     def _update_duals(self, compiled: bool) -> tf.Tensor:
-        for state in self._states:
+        thetas = [state.factor.read() for state in self._states]
+        duals = [s.dual.value for s in self._states if s.dual is not None]
+        wanted = [theta + dual for theta, dual in zip(thetas, duals, strict=True)]
+        clustered = self._cluster_all(wanted) if compiled else None
+        for i, (state, theta) in enumerate(zip(self._states, thetas, strict=True)):
             if state.duplicate is None or state.dual is None or not state.factor.trained:
                 continue
-            theta = state.factor.read()
-            found = self._cluster(theta + state.dual.value, compiled, state)
+            found = clustered[i] if clustered else self._cluster(wanted[i], state)
             values, codebook = distribution.first([found.values, found.codebook])
             state.codebook.assign(codebook)
             state.duplicate.assign(values)
             state.dual.assign_add(theta - values)
         self.active.assign(True)
         return tf.constant(True)
+
+    def _cluster_all(self, tensors: Sequence[tf.Tensor]) -> list[ZeroKMeans]:
+        """Clusters for XLA, from the stored codebooks; these are zeros when there are none yet."""
+        return zero_kmeans_of_all(
+            tensors,
+            self.num_values,
+            zeros_stay_alone=self.algorithm == "shared",
+            initial_codebooks=[state.codebook.value for state in self._states],
+            grid=self.grid,
+        )
 
     # --- shared values --------------------------------------------------------------------------
 
@@ -173,11 +192,13 @@ class Codebook(Constraint):
         )
 
     def _tie(self, compiled: bool) -> tf.Tensor:
-        for state in self._states:
+        given = [state.factor.read() for state in self._states]
+        clustered = self._cluster_all(given) if compiled else None
+        for i, (state, value) in enumerate(zip(self._states, given, strict=True)):
             if state.members is None or not state.factor.trained:
                 continue
-            value = state.factor.read()
-            values, codebook = distribution.first(self._best_clusters(value, compiled))
+            best = clustered[i][:2] if clustered else self._best_clusters(value)
+            values, codebook = distribution.first(list(best))
             state.codebook.assign(codebook)
             edges = 0.5 * (codebook[1:] + codebook[:-1])
             flat = tf.searchsorted(edges, tf.reshape(values, (-1,)), side="left") + 1
@@ -186,13 +207,8 @@ class Codebook(Constraint):
         self.active.assign(True)
         return self._average(compiled)
 
-    def _best_clusters(self, value: tf.Tensor, compiled: bool) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns clustered nonzeros and their codebook; the optimal ones unless XLA compiles."""
-        if compiled:
-            found = zero_kmeans(
-                value, self.num_values, where=value != 0, grid=self.grid, static=True
-            )
-            return found.values, found.codebook
+    def _best_clusters(self, value: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the optimally clustered nonzeros and their codebook."""
 
         def optimal(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             best = optimal_zero_kmeans(array, self.num_values, where=array != 0, grid=self.grid)
@@ -247,21 +263,9 @@ class Codebook(Constraint):
 
     # --- both -----------------------------------------------------------------------------------
 
-    def _cluster(self, values: tf.Tensor, compiled: bool, state: _State) -> ZeroKMeans:
+    def _cluster(self, values: tf.Tensor, state: _State) -> ZeroKMeans:
         """Clusters from the stored codebook, or afresh when there is none yet."""
         stored = state.codebook.value
-        if compiled:
-
-            def run(codebook: tf.Tensor | None) -> ZeroKMeans:
-                return zero_kmeans(
-                    values,
-                    self.num_values,
-                    initial_codebook=codebook,
-                    grid=self.grid,
-                    static=True,
-                )
-
-            return tf.cond(self.active.value, lambda: run(stored), lambda: run(None))
         flat = tf.reshape(values, (-1,))
         cold = _clustering(self.num_values, self.grid, False)
         warm = _clustering(self.num_values, self.grid, True)

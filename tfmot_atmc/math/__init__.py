@@ -2,7 +2,12 @@
 """Projections, codebooks and size accounting in plain TensorFlow and NumPy."""
 
 from tfmot_atmc.math.allocation import allocate_budget
-from tfmot_atmc.math.clustering import ZeroKMeans, assign_to_codebook, zero_kmeans
+from tfmot_atmc.math.clustering import (
+    ZeroKMeans,
+    assign_to_codebook,
+    zero_kmeans,
+    zero_kmeans_of_all,
+)
 from tfmot_atmc.math.matrices import is_separable, kernel_matrix, matrix_kernel, matrix_shape
 from tfmot_atmc.math.optimal import optimal_zero_kmeans
 from tfmot_atmc.math.projection import l0_masks, project_l0
@@ -27,6 +32,7 @@ __all__ = [
     "parse_bytes",
     "project_l0",
     "zero_kmeans",
+    "zero_kmeans_of_all",
 ]
 
 

@@ -8,7 +8,7 @@ is exact. Three ways of finding the threshold live here:
 * filtered: a small sample gives a value that almost surely lies just below the threshold; only the
   entries above it are looked at again. Falls back to the next way when the sample was misleading.
 * histogram: 16 bits of the pattern at a time, from the top.
-* bisection: one bit at a time, with static shapes only, so that XLA can compile it.
+* bisection (`_bisection.py`): a few bits at a time, with static shapes only, for XLA.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+
+from tfmot_atmc.math._bisection import largest_masks
 
 _LEVEL_BITS = 16
 _LEVEL_BINS = 1 << _LEVEL_BITS
@@ -129,33 +131,6 @@ def _histogram_threshold(flat: list[tf.Tensor], bits: _Bits, k: tf.Tensor) -> _T
         shifted = tf.bitwise.left_shift(tf.cast(bucket, bits.dtype), tf.constant(shift, bits.dtype))
         prefix = tf.bitwise.bitwise_or(prefix, shifted)
     return _Threshold(prefix, remaining, equal, finite)
-
-
-def _bisection_threshold(
-    flat: list[tf.Tensor], bits: _Bits, k: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Same threshold as the histogram, one bit at a time with static shapes."""
-
-    def count_at_least(threshold: tf.Tensor) -> tf.Tensor:
-        return tf.add_n([tf.math.count_nonzero(part >= threshold) for part in flat])
-
-    def body(step: tf.Tensor, prefix: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        position = tf.cast(bits.width - 2 - step, bits.dtype)
-        candidate = tf.bitwise.bitwise_or(
-            prefix, tf.bitwise.left_shift(tf.ones([], bits.dtype), position)
-        )
-        enough = count_at_least(candidate) >= tf.maximum(k, 1)
-        return step + 1, tf.where(enough, candidate, prefix)
-
-    steps = bits.width - 1
-    _, threshold = tf.while_loop(
-        lambda step, _: step < steps,
-        body,
-        (tf.constant(0), tf.zeros([], bits.dtype)),
-        maximum_iterations=steps,
-    )
-    above = tf.add_n([tf.math.count_nonzero(part > threshold) for part in flat])
-    return threshold, k - above
 
 
 def _masks_at(flat: list[tf.Tensor], threshold: tf.Tensor, ties: tf.Tensor) -> list[tf.Tensor]:
@@ -282,8 +257,7 @@ def largest(tensors: list[tf.Tensor], k: int | tf.Tensor, algorithm: str, values
 
     def dense() -> tuple[list[tf.Tensor], tf.Tensor]:
         if algorithm == "bisection":
-            threshold, ties = _bisection_threshold(bits.flat, bits, count)
-            masks, finite = _masks_at(bits.flat, threshold, ties), tf.constant(True)
+            masks, finite = largest_masks(bits.flat, count, not values), tf.constant(True)
         else:
             masks, finite = _histogram_masks(bits, count, values)
         if not values:

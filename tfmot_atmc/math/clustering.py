@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -141,22 +142,39 @@ def _to_grid(hist: Histogram, codebook: tf.Tensor, levels: int) -> tf.Tensor:
     return codebook
 
 
-def _solve(
-    x: tf.Tensor,
-    active: tf.Tensor,
-    compete: bool,
-    num_clusters: int,
-    initial: tf.Tensor | None,
-    max_iterations: int,
-    grid: int | None,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Clusters a float64 vector; returns values (float64), codebook and error."""
-    hist = build_histogram(x, active, compete)
+class _Task(NamedTuple):
+    """One vector to cluster, float64, and what its centres are searched on."""
+
+    x: tf.Tensor
+    active: tf.Tensor
+    hist: Histogram
+
+
+def _task(x: tf.Tensor, active: tf.Tensor, compete: bool) -> _Task:
+    return _Task(x, active, build_histogram(x, active, compete))
+
+
+def _search(
+    hist: Histogram, num_clusters: int, initial: tf.Tensor | None, max_iterations: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the centres to start from and those found, by the histogram alone; float32."""
     start = _initial_centres(hist, num_clusters, initial)
+    centres = lloyd(hist, tf.cast(start, _F64), max_iterations)
+    return start, tf.sort(away_from_zero(tf.cast(centres, tf.float32), hist.scale))
+
+
+def _solve(
+    task: _Task,
+    num_clusters: int,
+    grid: int | None,
+    searched: Callable[[], tuple[tf.Tensor, tf.Tensor]],
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns values (float64), codebook and error; `searched` gives what `_search` returns."""
+    x, active, hist = task
+    compete = hist.compete
 
     def search() -> tf.Tensor:
-        centres = lloyd(hist, tf.cast(start, _F64), max_iterations)
-        found = tf.sort(away_from_zero(tf.cast(centres, tf.float32), hist.scale))
+        start, found = searched()
         found = _polish(x, active, found, compete, hist.scale)
         if grid is not None:
             return _to_grid(hist, found, grid)
@@ -168,12 +186,12 @@ def _solve(
     else:
         counts = hist.moments[1:, 0] - hist.moments[:-1, 0]
         few = tf.math.count_nonzero(counts > 0) <= num_clusters
-
-        def maybe_distinct() -> tf.Tensor:
-            book, fits = _distinct_codebook(x, active, num_clusters)
-            return tf.cond(fits, lambda: book, search)
-
-        codebook = tf.cond(few, maybe_distinct, search)
+        book, fits = tf.cond(
+            few,
+            lambda: _distinct_codebook(x, active, num_clusters),
+            lambda: (tf.zeros([num_clusters]), tf.constant(False)),
+        )
+        codebook = tf.cond(fits, lambda: book, search)
     codebook = tf.where(tf.reduce_any(active), codebook, tf.zeros_like(codebook))
     values, _, error = _assign(x, active, codebook, compete)
     return values, codebook, error
@@ -254,18 +272,76 @@ def zero_kmeans(
     flat = tf.reshape(values, [-1])
     active = tf.reshape(active, [-1])
     compete = where is None
-    options = (compete, num_clusters, initial_codebook, max_iterations, grid)
+
+    def solve(x: tf.Tensor, active: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        task = _task(x, active, compete)
+        options = (num_clusters, initial_codebook, max_iterations)
+        return _solve(task, num_clusters, grid, lambda: _search(task.hist, *options))
+
     if static:
-        out, codebook, error = _solve(tf.cast(flat, _F64), active, *options)
+        out, codebook, error = solve(tf.cast(flat, _F64), active)
         out = tf.cast(out, values.dtype)
     else:
         at = indices_of_true(active)
         x = tf.cast(tf.gather(flat, at), _F64)
-        found, codebook, error = _solve(x, tf.ones_like(x, tf.bool), *options)
+        found, codebook, error = solve(x, tf.ones_like(x, tf.bool))
         shape = tf.reshape(outside_xla(tf.size(flat, tf.int64), flat), [1])
         out = tf.scatter_nd(at[:, None], tf.cast(found, values.dtype), shape)
     out = tf.ensure_shape(tf.reshape(out, tf.shape(values)), values.shape)
     return ZeroKMeans(out, codebook, error)
+
+
+def zero_kmeans_of_all(
+    tensors: Sequence[tf.Tensor],
+    num_clusters: int,
+    *,
+    zeros_stay_alone: bool,
+    initial_codebooks: Sequence[tf.Tensor] | None = None,
+    max_iterations: int = 20,
+    grid: int | None = None,
+) -> list[ZeroKMeans]:
+    """Returns `zero_kmeans(..., static=True)` of several tensors, as one short program for XLA.
+
+    The searches on the histograms are one loop over the tensors, so that a program for many of
+    them is not many times as long.
+
+    Args:
+      tensors: finite floating-point tensors of static shapes.
+      num_clusters: see `zero_kmeans`.
+      zeros_stay_alone: True for `where=tensor != 0`, False for `where=None`.
+      initial_codebooks: one for each tensor; None to start afresh.
+      max_iterations: see `zero_kmeans`.
+      grid: see `zero_kmeans`.
+    """
+    _check(num_clusters, max_iterations, grid)
+    tasks = []
+    for tensor in tensors:
+        flat = tf.cast(tf.reshape(tensor, [-1]), _F64)
+        tasks.append(_task(flat, tf.not_equal(flat, 0), not zeros_stay_alone))
+    if initial_codebooks is None:
+        initial_codebooks = [tf.zeros([num_clusters])] * len(tasks)
+
+    def one(elements: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, tf.Tensor]:
+        moments, scale, initial = elements
+        hist = Histogram(moments, scale, not zeros_stay_alone)
+        return _search(hist, num_clusters, initial, max_iterations)
+
+    starts, founds = tf.map_fn(
+        one,
+        (
+            tf.stack([task.hist.moments for task in tasks]),
+            tf.stack([task.hist.scale for task in tasks]),
+            tf.stack([tf.cast(book, tf.float32) for book in initial_codebooks]),
+        ),
+        fn_output_signature=(tf.float32, tf.float32),
+    )
+    results = []
+    for i, (task, tensor) in enumerate(zip(tasks, tensors, strict=True)):
+        pair = starts[i], founds[i]
+        found, codebook, error = _solve(task, num_clusters, grid, lambda pair=pair: pair)
+        values = tf.cast(tf.reshape(found, tensor.shape), tensor.dtype)
+        results.append(ZeroKMeans(values, codebook, error))
+    return results
 
 
 def assign_to_codebook(
