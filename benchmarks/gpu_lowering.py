@@ -174,8 +174,8 @@ def lower_programs(
 ) -> None:
     """Lowers and writes numbered programs; exact ones with all values and what one call gives."""
     for order, program in programs:
+        keras.utils.clear_session()  # which forgets the precision too
         with precision(program.precision):
-            keras.utils.clear_session()
             function, inputs = program.make()
             lowered = lower(function, inputs)
             record = {

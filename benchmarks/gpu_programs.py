@@ -315,9 +315,16 @@ def rivals(model: str, batch: int, how: str, count: int = 10) -> list[Program]:
 # --- projection -----------------------------------------------------------------------------------
 
 
+def weights(size: int, kept: float = 1.0) -> np.ndarray:
+    """Returns normally distributed weights of which the largest share is kept."""
+    x = np.random.default_rng(0).standard_normal(size, np.float32)
+    if kept < 1:
+        x[np.abs(x) < np.quantile(np.abs(x[:1_000_000]), 1 - kept)] = 0
+    return x
+
+
 def projections(size: int, share: float = 0.01) -> list[Program]:
     """Returns the l0 projection of that many weights beside `tf.math.top_k` and a copy."""
-    x = np.random.default_rng(0).normal(size=size).astype(np.float32)
     k = int(share * size)
 
     def top_k(x: tf.Tensor) -> tf.Tensor:
@@ -333,7 +340,7 @@ def projections(size: int, share: float = 0.01) -> list[Program]:
     return [
         Program(
             f"{name}, {group}",
-            lambda f=f: (f, (x,)),
+            lambda f=f: (f, (weights(size),)),
             bytes=8.0 * size,
             group=f"projection, {group}",
             kept=1.0,
@@ -344,8 +351,6 @@ def projections(size: int, share: float = 0.01) -> list[Program]:
 
 def clusterings(size: int, share: float = 0.01, values: Sequence[int] = (16, 256)) -> list[Program]:
     """Returns zero k-means of projected weights, with static shapes."""
-    x = np.random.default_rng(0).normal(size=size).astype(np.float32)
-    x[np.abs(x) < np.quantile(np.abs(x[:1_000_000]), 1 - share)] = 0
     group = f"{size:,} weights"
 
     def cluster(number: int) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -354,7 +359,7 @@ def clusterings(size: int, share: float = 0.01, values: Sequence[int] = (16, 256
     return [
         Program(
             f"zero_kmeans to {number}, {group}",
-            lambda n=number: (cluster(n), (x,)),
+            lambda n=number: (cluster(n), (weights(size, share),)),
             bytes=8.0 * size,
             group=f"k-means to {number}, {group}",
             kept=share,

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import lzma
+
 import gpu_lowering
 import gpu_programs
 import keras
@@ -49,6 +51,25 @@ def test_a_train_step_leaves_the_device_nowhere_and_has_static_shapes(name):
 @pytest.mark.parametrize("number", range(len(SMALL)))
 def test_a_step_of_a_convolutional_network_leaves_the_device_nowhere_either(number):
     assert gpu_lowering.faults(_module(gpu_programs.correctness(8, 4)[number])) == []
+
+
+@pytest.mark.parametrize("how", gpu_programs.PRECISIONS)
+def test_programs_are_lowered_in_the_precision_that_they_name(how, tmp_path):
+    program = gpu_programs.steps("mlp", 4, how, ("plain",), count=1)[0]
+    gpu_lowering.lower_programs(tmp_path, "ratios", [(0, program)], exact=False)
+    (path,) = tmp_path.glob("*.hlo.xz")
+    products = [
+        (instruction.shape.element_type, set(instruction.precision_config.operand_precision))
+        for computation in gpu_lowering.parsed(lzma.decompress(path.read_bytes())).computations
+        for instruction in computation.instructions
+        if instruction.opcode == "dot"
+    ]
+    float32, bfloat16, default, highest = 11, 16, 0, 2
+    assert products
+    assert {kind for kind, _ in products} == {bfloat16 if how == "bfloat16" else float32}
+    asked = highest if how == "float32" else default
+    assert all(wanted <= {asked} for _, wanted in products)
+    assert keras.config.dtype_policy().name == "float32"
 
 
 def test_faults_are_found_where_there_are_any():
