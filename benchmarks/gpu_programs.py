@@ -124,7 +124,7 @@ def methods() -> dict[str, Any]:
     m = atmc.methods
     constant: dict[str, Any] = {"schedule": "constant"}
     growth = atmc.constraints.GradientGrowth(begin=0, end=100, interval=1)
-    return {
+    found = {
         "DA": m.DA(),
         "A-l0": m.AL0(0.1, **constant),
         "A-l0, 8 bits": m.AL0(0.1, bits=4, codebook_begin=0, **constant),
@@ -140,6 +140,12 @@ def methods() -> dict[str, Any]:
             0.1, bits=4, algorithm="admm", codebook_begin=0, interval=1, **constant
         ),
     }
+    listed = {type(method) for method in found.values()}
+    for name in m.names():  # and those that are not listed here
+        cls = m.class_of(name)
+        if cls not in listed:
+            found[name] = cls(ratio=0.1) if cls.takes("ratio") else cls()
+    return found
 
 
 def attacks() -> dict[str, Any]:
@@ -162,6 +168,7 @@ def attacks() -> dict[str, Any]:
         "APGD, restarts": a.APGD(steps=5, restarts=2, **linf),
         "APGD-T": a.APGDT(steps=5, num_targets=3, **linf),
         "FAB": a.FAB(steps=3, **linf),
+        "Quick AutoAttack": a.QuickAutoAttack(steps=3, num_targets=2, queries=3, **linf),
         "FAB-T": a.FABT(steps=3, num_targets=3, **linf),
         "Square": a.Square(queries=5, **linf),
         "Square, l2": a.Square(queries=5, **l2),

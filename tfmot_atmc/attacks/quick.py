@@ -11,7 +11,7 @@ from tfmot_atmc.attacks import surrogate
 from tfmot_atmc.attacks.apgd import APGD, APGDT
 from tfmot_atmc.attacks.base import Attack
 from tfmot_atmc.attacks.problem import Leaves, Problem, fold_in
-from tfmot_atmc.attacks.runs import scatter
+from tfmot_atmc.attacks.runs import scatter, within_xla
 from tfmot_atmc.attacks.square import Square
 
 __all__ = ["QuickAutoAttack"]
@@ -27,7 +27,7 @@ class QuickAutoAttack(Attack):
     are off; then Square. It costs a small part of AutoAttack, and is there to choose between models
     and epochs (benchmarks/stand_in.py compares the ranks); the accuracy itself is above
     AutoAttack's. `evaluate_robustness` reports its parts one by one. As an attack of validation it
-    runs within the graph, but not under XLA, since it drops examples as they break.
+    runs within the graph; examples that break are dropped, but not under XLA.
 
     Args:
         epsilon: radius in input units, a scalar.
@@ -99,14 +99,19 @@ class QuickAutoAttack(Attack):
     def _perturb(self, problem: Problem, seed: tf.Tensor) -> Leaves:
         leaves = list(problem.x)
         logits, _ = problem.evaluate(leaves)
-        done = problem.succeeded(logits)
+        done, static = problem.succeeded(logits), within_xla()
         for number, attack in enumerate(self.parts_for(logits.shape[-1]).values()):
-            rows = tf.cast(tf.where(~done)[:, 0], tf.int32)
-            part = problem.take(rows)
+            rows, part = tf.range(tf.shape(done)[0]), problem
+            if not static:
+                rows = tf.cast(tf.where(~done)[:, 0], tf.int32)
+                part = problem.take(rows)
             if attack.backward_slope is not None:
                 part = part.with_slope(attack.backward_slope)
             found = attack._perturb(part, fold_in(seed, number))
             broken = part.succeeded(part.evaluate(found)[0])
+            if static:
+                leaves, done = problem.select(done, leaves, found), done | broken
+                continue
             leaves = [scatter(leaf, rows, new) for leaf, new in zip(leaves, found, strict=True)]
             done = scatter(done, rows, broken)
         return leaves

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_atmc import attacks, methods, tasks
+from tfmot_atmc.attacks.runs import within_xla
 from tfmot_atmc.compression.attacked import (
     adversarial,
     part_of_the_way,
@@ -41,7 +42,6 @@ from tfmot_atmc.methods.objectives import get_objective
 from tfmot_atmc.utils import distribution
 from tfmot_atmc.utils.keras_internals import (
     BuiltFromOwnBatch,
-    inside_xla,
     layer_state,
     loss_tracker,
     place_randomness,
@@ -262,7 +262,7 @@ class CompressedModel(BuiltFromOwnBatch, ModelWrapper):
 
     def _deployed(self) -> list[tf.Tensor]:
         values = [factor.read() for factor in self._factors()]
-        compiled = bool(getattr(self, "jit_compile", False)) or inside_xla()
+        compiled = bool(getattr(self, "jit_compile", False)) or within_xla()
         for constraint in reversed(self.constraints):
             deploy = partial(constraint.deploy, compiled=compiled)
             values = constrained(self.kernels, deploy, values)

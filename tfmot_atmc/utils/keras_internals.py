@@ -9,7 +9,6 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_util
 
 __all__ = [
     "BuiltFromOwnBatch",
@@ -21,7 +20,6 @@ __all__ = [
     "has_graph",
     "inner_layers",
     "input_structure",
-    "inside_xla",
     "lambda_output_shape",
     "layer_state",
     "loss_axis",
@@ -245,12 +243,6 @@ def already_averaged(optimizer: Any) -> Iterator[None]:
         yield
     finally:
         del inner.__dict__[_REDUCTION]
-
-
-def inside_xla() -> bool:
-    """Tells whether what is traced now is for XLA, as by `tf.function(jit_compile=True)`."""
-    graph = tf.compat.v1.get_default_graph()
-    return bool(control_flow_util.GraphOrParentsInXlaContext(graph))
 
 
 def own_loss(model: keras.Model, wrapper: keras.Model, *arguments: Any) -> Any:
