@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -161,6 +162,10 @@ def _search(
     start = _initial_centres(hist, num_clusters, initial)
     centres = lloyd(hist, tf.cast(start, _F64), max_iterations)
     return start, tf.sort(away_from_zero(tf.cast(centres, tf.float32), hist.scale))
+
+
+def _pair(start: tf.Tensor, found: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    return start, found
 
 
 def _solve(
@@ -337,8 +342,8 @@ def zero_kmeans_of_all(
     )
     results = []
     for i, (task, tensor) in enumerate(zip(tasks, tensors, strict=True)):
-        pair = starts[i], founds[i]
-        found, codebook, error = _solve(task, num_clusters, grid, lambda pair=pair: pair)
+        searched = partial(_pair, starts[i], founds[i])
+        found, codebook, error = _solve(task, num_clusters, grid, searched)
         values = tf.cast(tf.reshape(found, tensor.shape), tensor.dtype)
         results.append(ZeroKMeans(values, codebook, error))
     return results
