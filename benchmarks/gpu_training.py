@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training on CIFAR-10 as lowered programs: its steps, what it deploys, and AutoAttack.
 
-    python benchmarks/gpu_training.py --out lowered_training
+    python benchmarks/gpu_training.py --out lowered_training --data data
 
 The data lies on the device as bytes; a step takes the numbers of its images, crops and mirrors
 them, attacks, moves and projects: all in one program. `gpu_replay_training.py` runs them.
@@ -9,6 +9,7 @@ them, attacks, moves and projects: all in one program. `gpu_replay_training.py` 
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl import app, flags
+from PIL import Image
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -28,6 +30,8 @@ from gpu_programs import EPSILON, LOSS, network, precision  # noqa: E402
 import tfmot_atmc as atmc  # noqa: E402
 
 FLAGS = flags.FLAGS
+flags.DEFINE_string("data", None, "Folder to pack CIFAR-10 into; not packed without.")
+flags.DEFINE_integer("test_images", 1000, "Test images to pack.")
 flags.DEFINE_string("network", "resnet18", "The network.")
 flags.DEFINE_integer("image", 32, "Height and width of the images.")
 flags.DEFINE_integer("examples", 50_000, "Images of the training set on the device.")
@@ -132,7 +136,34 @@ def training_programs() -> dict[str, Callable[[], tuple]]:
     return made
 
 
+def pack(folder: Path) -> None:
+    """Packs CIFAR-10, shuffled, as two halves in strips of lossless WebP, and its labels."""
+    data = atmc.datasets.load("cifar10", validation_fraction=0.0)
+    folder.mkdir(parents=True, exist_ok=True)
+    order = np.random.default_rng(0).permutation(len(data.x_train))
+    tested = np.random.default_rng(1).permutation(len(data.x_test))[: FLAGS.test_images]
+
+    def strips(name: str, images: np.ndarray, numbers: np.ndarray, length: int = 500) -> None:
+        pieces = []
+        for at in range(0, len(numbers), length):
+            part = np.round(255 * images[numbers[at : at + length]]).astype(np.uint8)
+            packed = io.BytesIO()
+            strip = Image.fromarray(part.reshape(-1, *part.shape[2:]))
+            strip.save(packed, "WEBP", lossless=True, quality=100, method=4)
+            pieces.append(np.frombuffer(packed.getvalue(), np.uint8))
+        sizes = np.array([len(piece) for piece in pieces])
+        np.savez(folder / name, lengths=sizes, data=np.concatenate(pieces), numbers=numbers)
+
+    half = len(order) // 2
+    strips("a.npz", data.x_train, order[:half])
+    strips("b.npz", data.x_train, order[half:])
+    strips("test.npz", data.x_test, tested)
+    np.savez_compressed(folder / "labels.npz", y=data.y_train, test_y=data.y_test[tested])
+
+
 def main(_: Sequence[str]) -> None:
+    if FLAGS.data:
+        pack(Path(FLAGS.data))
     for name, make in training_programs().items():
         if FLAGS.only and not any(part in name for part in FLAGS.only):
             continue
