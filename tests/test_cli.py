@@ -21,7 +21,7 @@ STANDARD_ATTACKS = pipeline.standard_attacks
 def short_attacks():
     """Attacks of the usual names with few steps, which are traced sooner."""
 
-    def few(epsilon):
+    def few(epsilon, bounds=(0.0, 1.0)):
         steps = {"PGD-16": 2, "PGD-40": 3}
         return {name: atmc.attacks.PGD(epsilon=epsilon, steps=n) for name, n in steps.items()}
 

@@ -38,7 +38,7 @@ def widest(
     >>> from tfmot_atmc import models
     >>> small = widest(models.compact_cnn, lambda m: models.count_kernel_weights(m) <= 3000)
     >>> models.count_kernel_weights(small)
-    2925
+    2970
     """
     if "width" not in inspect.signature(builder).parameters:
         raise ValueError(
