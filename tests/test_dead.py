@@ -97,7 +97,7 @@ def test_fit_report_strip_export_and_evaluation_each_tell(tmp_path):
     x, y = _images(32), np.arange(32) % 3
     start = _separable()
     start.get_layer("each").kernel.assign(1e-6 * start.get_layer("each").kernel)
-    small = atmc.compress(start, atmc.methods.AL0(k=60, schedule="constant"))
+    small = atmc.compress(start, atmc.methods.AL0(k=60, schedule="constant", floors=0))
     small.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     small.optimizer.learning_rate = 0.0
     with pytest.warns(UserWarning, match="'each'.*constant"):
