@@ -153,16 +153,16 @@ def test_binary_kernels_use_signs_and_train_what_is_behind_them():
     weights = tf.Variable([[-0.3, 0.0], [2.0, -1.0]])
     kernel = BinaryKernel()
     with tf.GradientTape() as tape:
-        composed = kernel.compose({"W": weights})
+        composed = kernel.compose({"latent": weights})
         loss = tf.reduce_sum(composed * [[1.0, 2.0], [3.0, 4.0]])
     np.testing.assert_array_equal(composed, [[-1, 1], [1, -1]])
     np.testing.assert_array_equal(tape.gradient(loss, weights), [[1, 2], [3, 4]])
     pruned = BinaryKernel(PlainKernel(), zeros=True)
-    np.testing.assert_array_equal(pruned.compose({"W": weights}), [[-1, 0], [1, -1]])
+    np.testing.assert_array_equal(pruned.compose({"latent": weights}), [[-1, 0], [1, -1]])
     masked = BinaryKernel(MaskedKernel(kept=2))
     factors = masked.initial_values(weights.numpy())
     np.testing.assert_array_equal(masked.compose(factors), [[0, 0], [1, -1]])
-    assert masked.roles == {"W": "fixed", "S": "score"}
+    assert masked.roles == {"latent": "fixed", "S": "score"}
     again = BinaryKernel.from_config(masked.get_config())
     np.testing.assert_array_equal(again.compose(factors), masked.compose(factors))
     with pytest.raises(ValueError, match="PlainKernel or a MaskedKernel"):

@@ -5,6 +5,7 @@ from tfmot_atmc.compression.batch_norm import reestimate_batch_norm
 from tfmot_atmc.compression.budget import BudgetPlan, FittedModel, fit_to_bytes, plan_budget
 from tfmot_atmc.compression.compress import compress, compression_scope, strip_compression
 from tfmot_atmc.compression.deploy import Deployment, FormChoice, deploy
+from tfmot_atmc.compression.masks import mask_stats
 from tfmot_atmc.compression.model import CompressedModel
 from tfmot_atmc.compression.quantization import quantize_after_training
 from tfmot_atmc.compression.report import CompressionReport, FactorReport
@@ -21,6 +22,7 @@ __all__ = [
     "compression_scope",
     "deploy",
     "fit_to_bytes",
+    "mask_stats",
     "plan_budget",
     "quantize_after_training",
     "reestimate_batch_norm",

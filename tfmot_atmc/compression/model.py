@@ -186,9 +186,13 @@ class CompressedModel(BuiltFromOwnBatch, ModelWrapper):
 
     @property
     def trainable_variables(self) -> list[keras.Variable]:
-        """Variables that training moves; fixed factors are none of them."""
-        fixed = {id(f.variable) for f in self._factors() if f.role == "fixed"}
-        return [v for v in super().trainable_variables if id(v) not in fixed]
+        """Variables that training moves: no fixed factors, and others as the method says."""
+        moved = {id(f.variable): f.role != "fixed" for f in self._factors()}
+        return [
+            variable
+            for variable in super().trainable_variables
+            if moved.get(id(variable), self.method.trains(variable.name))
+        ]
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         if training:

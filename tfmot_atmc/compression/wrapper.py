@@ -131,6 +131,17 @@ class ModelWrapper(keras.Model):
             )
         super().save(filepath, *args, **kwargs)
 
+    def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Loads factors and the state of training, as `keras.Model.load_weights`.
+
+        Raises:
+            ValueError: if the file's factors cannot be those of this model's kernels, such as
+                scores of the fixed weights of another seed.
+        """
+        super().load_weights(filepath, *args, **kwargs)
+        for kernel in self.kernels:
+            kernel.kernel.check(kernel.variables)
+
     def export(self, filepath: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Exports the plain model, constraints held, as `keras.Model.export`.
 

@@ -274,8 +274,6 @@ class _ComposedKernels:
                 self.load_own_variables(own)
             for name, variable in extras.items():
                 variable.assign(store[name])
-        for kernel in self._wrapped_kernels.values():
-            kernel.kernel.check(kernel.variables)
 
 
 def _plain_class(layer: keras.layers.Layer) -> type:

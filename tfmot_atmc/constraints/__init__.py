@@ -6,6 +6,7 @@ constraints on the same factors act together inside one train step.
 """
 
 from tfmot_atmc.constraints.base import Constraint, Factor
+from tfmot_atmc.constraints.box import Box
 from tfmot_atmc.constraints.codebook import Codebook
 from tfmot_atmc.constraints.floors import FlooredSparsity
 from tfmot_atmc.constraints.layerwise import LayerwiseSparsity, sparsity
@@ -21,6 +22,7 @@ from tfmot_atmc.constraints.sparsity import GlobalSparsity, GradientGrowth
 from tfmot_atmc.constraints.support import FixedSupport
 
 __all__ = [
+    "Box",
     "BudgetSchedule",
     "Codebook",
     "ConstantBudget",

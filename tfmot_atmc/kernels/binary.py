@@ -37,6 +37,8 @@ def binary_signs(weights: tf.Tensor, zeros: bool = False) -> tf.Tensor:
 class BinaryKernel(Kernel):
     """A kernel whose weights are used by their signs alone.
 
+    The real weights are the factor `latent`, so that no other kernel takes them for its own.
+
     Args:
         kernel: the kernel whose factor `W` becomes binary, `PlainKernel` or `MaskedKernel`; None
             for the first.
@@ -51,11 +53,11 @@ class BinaryKernel(Kernel):
     Example:
 
     >>> kernel = BinaryKernel()
-    >>> kernel.compose({"W": np.float32([[0.5, -0.1]])}).numpy().tolist()
+    >>> kernel.compose({"latent": np.float32([[0.5, -0.1]])}).numpy().tolist()
     [[1.0, -1.0]]
     """
 
-    main = "W"
+    main = "latent"
     growable = frozenset()
 
     def __init__(self, kernel: Kernel | None = None, zeros: bool = False):
@@ -65,14 +67,18 @@ class BinaryKernel(Kernel):
                 "Binary are the weights of a PlainKernel or a MaskedKernel; the signs of the "
                 f"factors of another are not those of the kernel. Received {self.kernel!r}."
             )
-        self.roles, self.growable = self.kernel.roles, self.kernel.growable
+        self.roles = {self._renamed(part): role for part, role in self.kernel.roles.items()}
+        self.growable = frozenset(self._renamed(part) for part in self.kernel.growable)
+
+    def _renamed(self, part: str) -> str:
+        return self.main if part == self.kernel.main else part
 
     def initial_values(self, kernel: np.ndarray) -> dict[str, np.ndarray]:
-        return self.kernel.initial_values(kernel)
+        return {self._renamed(p): v for p, v in self.kernel.initial_values(kernel).items()}
 
     def compose(self, factors: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        signs = binary_signs(tf.convert_to_tensor(factors["W"]), self.zeros)
-        return self.kernel.compose({**factors, "W": signs})
+        signs = binary_signs(tf.convert_to_tensor(factors[self.main]), self.zeros)
+        return self.kernel.compose({**factors, self.kernel.main: signs})
 
     def counted(self, factors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {"W": np.asarray(self.compose(factors))}
+        return {self.main: np.asarray(self.compose(factors))}

@@ -8,6 +8,7 @@ from tfmot_atmc.math.clustering import (
     zero_kmeans,
     zero_kmeans_of_all,
 )
+from tfmot_atmc.math.masks import MaskStats, kernel_stats, random_filters
 from tfmot_atmc.math.matrices import is_separable, kernel_matrix, matrix_kernel, matrix_shape
 from tfmot_atmc.math.optimal import optimal_zero_kmeans
 from tfmot_atmc.math.projection import l0_masks, project_l0
@@ -18,12 +19,14 @@ from tfmot_atmc.math.sizes import (
 )
 
 __all__ = [
+    "MaskStats",
     "ZeroKMeans",
     "allocate_budget",
     "assign_to_codebook",
     "entropy_bits",
     "is_separable",
     "kernel_matrix",
+    "kernel_stats",
     "l0_masks",
     "matrix_kernel",
     "matrix_shape",
@@ -31,6 +34,7 @@ __all__ = [
     "paper_bits",
     "parse_bytes",
     "project_l0",
+    "random_filters",
     "zero_kmeans",
     "zero_kmeans_of_all",
 ]

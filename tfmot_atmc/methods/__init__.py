@@ -3,11 +3,16 @@
 
 from tfmot_atmc.methods.atmc import ATMC
 from tfmot_atmc.methods.base import CodebookMethod, Method, class_of, get, name_of, names
+from tfmot_atmc.methods.binary_connect import BinaryConnect
 from tfmot_atmc.methods.dense import DA
+from tfmot_atmc.methods.hydra import HYDRA
 from tfmot_atmc.methods.l0 import AL0
 from tfmot_atmc.methods.lowrank import ALR
+from tfmot_atmc.methods.masks import MaskMethod
 from tfmot_atmc.methods.objectives import AdversarialLoss, Objective, TradesLoss, get_objective
 from tfmot_atmc.methods.pruned import AP, NAP
+from tfmot_atmc.methods.random_subnetwork import RandomSubnetwork
+from tfmot_atmc.methods.scratch_ticket import RobustScratchTicket
 from tfmot_atmc.methods.small_dense import SmallDense
 from tfmot_atmc.methods.stages import Stage
 
@@ -18,11 +23,16 @@ __all__ = [
     "ATMC",
     "DA",
     "DEFAULT",
+    "HYDRA",
     "NAP",
     "AdversarialLoss",
+    "BinaryConnect",
     "CodebookMethod",
+    "MaskMethod",
     "Method",
     "Objective",
+    "RandomSubnetwork",
+    "RobustScratchTicket",
     "SmallDense",
     "Stage",
     "TradesLoss",

@@ -77,6 +77,14 @@ class Method(Configurable, kind="method"):
         """
         return PlainKernel()
 
+    def trains(self, name: str) -> bool:
+        """Returns whether training moves a variable that is no factor of a kernel.
+
+        Args:
+            name: the variable's name in its layer, such as `"bias"` or `"gamma"`.
+        """
+        return True
+
     def cost_of(self, site: Site, part: str) -> float:
         """Returns what one entry of a factor takes of the budget, above 0; 1 to count nonzeros.
 

@@ -24,6 +24,7 @@ from tfmot_atmc.models.counting import count_kernel_weights, count_macs
 from tfmot_atmc.models.families import widest
 from tfmot_atmc.models.lenet import lenet, small_cnn
 from tfmot_atmc.models.mnist_cnn import compact_cnn, mnist_cnn
+from tfmot_atmc.models.normalising import add_last_batch_norm
 from tfmot_atmc.models.resnet import (
     cifar_resnet,
     resnet,
@@ -40,6 +41,7 @@ from tfmot_atmc.models.wide_resnet import wide_resnet, wide_resnet_16_8
 __all__ = [
     "FanInUniform",
     "SubsampleShortcut",
+    "add_last_batch_norm",
     "autoencoder",
     "builder",
     "cifar_resnet",
