@@ -141,7 +141,7 @@ def ds_cnn(
     """DS-CNN, MLPerf Tiny's keyword spotter: 24,908 parameters, 22,016 of them in kernels.
 
     A convolution of 10 frames by 4 coefficients, then four depthwise separable convolutions of 64
-    channels. It reads 49 frames of 10 cepstral coefficients each, see `datasets.speech_features`.
+    channels. It reads 49 frames of 10 cepstral coefficients each.
 
     Args:
         input_shape: frames, coefficients and channels.
