@@ -66,7 +66,7 @@ def _assert_same(first, second):
 )
 def test_an_interrupted_stage_resumes_to_the_same_weights(name, objective, augment, data, tmp_path):
     settings = CompressionSettings(attack=name, objective=objective, steps=1).resolved()
-    attack = pipeline._training_attack(settings)
+    attack = pipeline._training_attack(settings, data)
     if name == "atta":
         attack = _atta(padding=4)  # digits are not augmented by default
 
@@ -152,10 +152,10 @@ def _settings(out, **given):
     return CompressionSettings(**given).resolved()
 
 
-def test_training_attacks_by_name_have_what_they_need():
-    wrm = pipeline._training_attack(_settings("x", attack="wrm", steps=3))
+def test_training_attacks_by_name_have_what_they_need(data):
+    wrm = pipeline._training_attack(_settings("x", attack="wrm", steps=3), data)
     assert isinstance(wrm, WRM) and wrm.steps == 3
-    atta = pipeline._training_attack(_settings("x", attack="ATTA"))
+    atta = pipeline._training_attack(_settings("x", attack="ATTA"), data)
     assert (atta.num_examples, atta.image_shape, atta.steps) == (None, None, 1)
     assert (atta.padding, float(atta.epsilon)) == (0, 0.15)
     with pytest.raises(ValueError, match="no attack for tests"):

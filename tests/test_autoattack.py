@@ -306,7 +306,6 @@ def test_the_ensemble_refuses_graphs(images):
         (lambda: APGD(epsilon=0.1, objective="x"), "must be one of"),
         (lambda: APGD(epsilon=0.1, rho=1.0), "`rho` must lie"),
         (lambda: APGDT(epsilon=0.1, num_targets=0), "at least 1"),
-        (lambda: FAB(epsilon=[0.1, 0.2]), "one `epsilon` for all channels"),
         (lambda: FAB(epsilon=0.1, beta=1.0), "0 < beta < 1"),
         (lambda: FABT(epsilon=0.1, num_targets=0), "at least 1"),
         (lambda: Square(epsilon=0.1, queries=0), "at least 1"),

@@ -209,7 +209,7 @@ def test_every_command_tells_its_flags(command, capsys):
         (["compress", "--model=lenet"], "small_cnn"),
         (["compress", "surplus"], "flags only"),
         (["evaluate", "absent.keras"], "no file 'absent.keras'"),
-        (["evaluate", "model.h5"], ".keras or .tflite"),
+        (["evaluate", "model.h5"], ".keras, .tflite or C file"),
         (["evaluate", "model.keras", "--steps=3"], "--attack"),
         (["evaluate", "model.keras", "--values=0.1"], "--curve epsilon or --curve steps"),
         (["evaluate", "model.keras", "--curve=width"], "epsilon|steps"),

@@ -100,7 +100,7 @@ def test_a_file_attacked_through_another_network_is_told(sound, digits, tmp_path
     (train, test), name = digits, "source is the target's twin"
     path = converted(sound, tmp_path / "sound.tflite")
     other = zoo.trained(zoo.mlp(), train, seed=2, epochs=15)
-    attack = PGD(epsilon=0.05, steps=10, step_size=0.01)
+    attack = PGD(epsilon=0.1, steps=10, step_size=0.02)
     twin, stranger = (
         evaluate_robustness(path, test, attacks=attack, source=source, verbose=0)
         for source in (sound, other)

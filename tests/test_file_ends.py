@@ -110,7 +110,7 @@ def test_what_cannot_be_is_refused_in_one_line(model, images, tmp_path):
         atmc.export_tflite(model, path, input_type="uint8")
     with pytest.raises(ValueError, match="output_type.*'int16'"):
         _export(model, path, images, output_type="int16")
-    with pytest.raises(ValueError, match="3 outputs, got 2 names"):
+    with pytest.raises(ValueError, match="each of the 3 outputs. Received 2 names"):
         atmc.export_tflite(model, path, class_names=["a", "b"])
     with pytest.raises(ValueError, match="different units.*255"):
         _export(model, path, 255 * images, inputs=images)

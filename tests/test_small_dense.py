@@ -29,7 +29,7 @@ def test_widest_is_the_last_that_fits():
 def test_the_planned_width_gives_a_file_just_within_the_bytes(tmp_path):
     network, plan = plan_width(models.compact_cnn, "4KB", seed=0)
     report = atmc.export_tflite(
-        network, tmp_path / "small.tflite", values="int8", measure_latency=False
+        network, tmp_path / "small.tflite", values="int8", names=False, measure_latency=False
     )
     assert plan.max_bytes == 4096 and plan.ratio == 1.0
     assert 0.9 * 4096 < report.bytes <= 4096

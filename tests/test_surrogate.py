@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A slope in the backward pass: what it changes, and what it leaves alone."""
 
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
@@ -252,14 +254,15 @@ def test_the_slope_of_an_objective_is_refused_where_it_cannot_be():
 
 
 def test_a_run_passes_its_slope_to_the_attack_and_to_what_follows_the_dense_start():
+    data = SimpleNamespace(bounds=(0, 1))
     settings = CompressionSettings(dataset="mnist", method="al0", backward_slope=0.05).resolved()
     dense, pruned = settings.stages()
     assert dense.objective is None and pruned.objective.backward_slope == 0.05
     assert pruned.objective.clean_weight == 0.2
-    assert pipeline._training_attack(settings).backward_slope == 0.05
+    assert pipeline._training_attack(settings, data).backward_slope == 0.05
     plain = CompressionSettings(dataset="mnist", method="al0").resolved()
     assert plain.stages()[1].objective.backward_slope is None
-    assert pipeline._training_attack(plain).backward_slope == "auto"
+    assert pipeline._training_attack(plain, data).backward_slope == "auto"
     for options, message in (
         ({"backward_slope": 2.0}, r"a number in \(0, 1\]"),
         ({"backward_slope": 0.1, "objective": "trades"}, "does not go with the objective 'trades'"),

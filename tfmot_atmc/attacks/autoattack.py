@@ -69,6 +69,7 @@ class AutoAttack(Attack):
         if version not in VERSIONS:
             raise ValueError(f"`version` must be one of {VERSIONS}. Received {version!r}.")
         self.version, self.steps, self.queries = version, int(steps), int(queries)
+        self._parts_by_classes: dict[int, dict[str, Attack]] = {}
         self.attacks: dict[str, Attack] = self.parts_for(_ENOUGH_CLASSES)
 
     def parts_for(self, classes: int) -> dict[str, Attack]:
@@ -81,11 +82,16 @@ class AutoAttack(Attack):
         >>> list(AutoAttack(epsilon=8 / 255).parts_for(2))
         ['apgd-ce', 'apgd-t-margin', 'fab-t', 'square']
         """
+        classes = min(classes, _ENOUGH_CLASSES)
+        if classes in self._parts_by_classes:  # an attack traces each model once
+            return dict(self._parts_by_classes[classes])
         config = super().get_config()
         common = {name: config[name] for name in ("epsilon", "norm", "bounds", "seed")}
         square = Square(queries=self.queries, **common)
         climbing = {"steps": self.steps, "backward_slope": self.backward_slope}
-        return _parts(self.version, square, common | climbing, classes)
+        parts = _parts(self.version, square, common | climbing, classes)
+        self._parts_by_classes[classes] = parts
+        return dict(parts)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments as plain Python values."""

@@ -54,6 +54,7 @@ def factor_layers(
 
     >>> import keras, numpy as np
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(6, name="wide")])
+    >>> model.set_weights([np.ones((4, 6)), np.zeros(6)])
     >>> two = factor_layers(model, {"wide": (np.ones((4, 1)), np.ones((1, 6)))})
     >>> [(layer.name, layer.units) for layer in two.layers]
     [('wide_first', 1), ('wide', 6)]
