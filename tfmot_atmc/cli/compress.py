@@ -83,6 +83,12 @@ def _show_results(results: dict[str, Any], console: Console) -> None:
         f"metric {compression['paper_bits']:,} bits, a ratio of {compression['paper_ratio']:.5f}.",
         highlight=False,
     )
+    macs, dense = compression.get("macs"), compression.get("dense_macs")
+    if macs is not None and dense:
+        console.print(
+            f"Multiply-accumulates for one example: {macs:,} of {dense:,} ({macs / dense:.2%}).",
+            highlight=False,
+        )
 
 
 def _show_budget(budget: dict[str, Any] | None, console: Console) -> None:

@@ -7,6 +7,7 @@ from tfmot_atmc.compression.compress import compress, compression_scope, strip_c
 from tfmot_atmc.compression.deploy import Deployment, FormChoice, deploy
 from tfmot_atmc.compression.masks import mask_stats
 from tfmot_atmc.compression.model import CompressedModel
+from tfmot_atmc.compression.operations import MacsPlan, plan_macs
 from tfmot_atmc.compression.quantization import quantize_after_training
 from tfmot_atmc.compression.report import CompressionReport, FactorReport
 
@@ -18,12 +19,14 @@ __all__ = [
     "FactorReport",
     "FittedModel",
     "FormChoice",
+    "MacsPlan",
     "compress",
     "compression_scope",
     "deploy",
     "fit_to_bytes",
     "mask_stats",
     "plan_budget",
+    "plan_macs",
     "quantize_after_training",
     "reestimate_batch_norm",
     "strip_compression",

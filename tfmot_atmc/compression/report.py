@@ -28,6 +28,7 @@ class FactorReport:
         nonzeros: number of nonzero entries.
         distinct: number of distinct nonzero values.
         paper_bits: size in bits by the paper's metric; positions are not counted.
+        macs: multiply-accumulates of the nonzeros for one example; None where not known.
     """
 
     name: str
@@ -36,6 +37,7 @@ class FactorReport:
     nonzeros: int
     distinct: int
     paper_bits: int
+    macs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class CompressionReport:
         empty: layers whose kernel is zero, so that nothing passes through them.
         model_parameters: all numbers of the uncompressed model; 0 where that is not known.
         dropped: which methods of the model's own are not called, such as `train_step`; or "".
+        dense_macs: multiply-accumulates of the dense kernels that are compressed, for one example;
+            None where not known.
     """
 
     layers: tuple[LayerDecision, ...]
@@ -57,6 +61,13 @@ class CompressionReport:
     empty: tuple[str, ...] = ()
     model_parameters: int = 0
     dropped: str = ""
+    dense_macs: int | None = None
+
+    @property
+    def macs(self) -> int | None:
+        """Multiply-accumulates of the nonzeros over all factors; None where not known."""
+        found = [factor.macs for factor in self.factors]
+        return None if None in found else sum(n for n in found if n is not None)
 
     @property
     def nonzeros(self) -> int:
@@ -99,6 +110,8 @@ class CompressionReport:
             "max_distinct": self.max_distinct,
             "paper_bits": self.paper_bits,
             "paper_ratio": self.paper_ratio,
+            "dense_macs": self.dense_macs,
+            "macs": self.macs,
         }
 
     @property
@@ -153,6 +166,11 @@ class CompressionReport:
                 f"({untouched / self.model_parameters:.1%}) untouched; {before:,} bytes before, "
                 f"{after:,} after without positions ({after / before:.1%})"
             )
+        if self.dense_macs and self.macs is not None:
+            notes.append(
+                f"multiply-accumulates for one example: {self.macs:,} with nonzeros of "
+                f"{self.dense_macs:,} ({self.macs / self.dense_macs:.2%})"
+            )
         if self.empty:
             notes.append(f"Warning: nothing passes through {', '.join(self.empty)}. {ADVICE}")
         if self.dropped:
@@ -188,13 +206,18 @@ def compression_report(
                     int(nonzero.size),
                     distinct,
                     paper_bits(int(nonzero.size), distinct, bits),
+                    None if kernel.site.uses is None else int(nonzero.size) * kernel.site.uses,
                 )
             )
     dense = sum(int(np.prod(kernel.shape)) for kernel in kernels)
     rest = sum(int(np.prod(weight.shape)) for weight in weights if id(weight) not in own)
     empty = tuple(layer.layer for layer in empty_kernels(kernels))
     whole = dense + rest if weights else 0
-    return CompressionReport(tuple(decisions), tuple(factors), dense, empty, whole)
+    macs = [kernel.site.operations for kernel in kernels]
+    dense_macs = None if None in macs else sum(n for n in macs if n is not None)
+    return CompressionReport(
+        tuple(decisions), tuple(factors), dense, empty, whole, dense_macs=dense_macs
+    )
 
 
 def empty_kernels(kernels: Sequence[WrappedKernel]) -> list[DeadLayer]:

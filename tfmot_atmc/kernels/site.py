@@ -71,6 +71,11 @@ class Site:
         return size
 
     @property
+    def uses(self) -> int | None:
+        """How often an entry is multiplied with for one example; None where not known."""
+        return None if self.positions is None else self.positions * self.calls
+
+    @property
     def operations(self) -> int | None:
         """Multiply-accumulates of the dense kernel for one example; None where not known."""
-        return None if self.positions is None else self.size * self.positions * self.calls
+        return None if self.uses is None else self.size * self.uses

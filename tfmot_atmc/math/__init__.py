@@ -16,6 +16,7 @@ from tfmot_atmc.math.sizes import (
     entropy_bits,
     paper_bits,
     parse_bytes,
+    parse_count,
 )
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "optimal_zero_kmeans",
     "paper_bits",
     "parse_bytes",
+    "parse_count",
     "project_l0",
     "random_filters",
     "zero_kmeans",

@@ -44,6 +44,33 @@ def parse_bytes(size: int | str) -> int:
     return found
 
 
+_THOUSANDS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+_COUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]?)(?:macs?)?", re.IGNORECASE)
+
+
+def parse_count(count: int | str) -> int:
+    """Returns a number of operations.
+
+    Args:
+      count: the number, or text such as `"12M"` or `"1.5 GMACs"`; a K is 1,000.
+
+    Raises:
+      ValueError: not a positive number.
+
+    Example:
+
+    >>> parse_count("12M"), parse_count("1.5 GMACs"), parse_count(100)
+    (12000000, 1500000000, 100)
+    """
+    match = _COUNT.fullmatch(str(count).strip())
+    found = 0 if match is None else round(float(match[1]) * _THOUSANDS[match[2].lower()])
+    if found < 1 or isinstance(count, (bool, float)):
+        raise ValueError(
+            f'A number of operations must be positive, or text such as "12M". Received {count!r}.'
+        )
+    return found
+
+
 def paper_bits(nonzeros: int, distinct: int, bits: int) -> int:
     """Bits of one matrix by the size metric of ATMC (Gui et al., 2019, Sec. 4).
 

@@ -2,8 +2,17 @@
 """Methods, one file each: kernels, constraints, objective, attack policy and stages."""
 
 from tfmot_atmc.methods.atmc import ATMC
-from tfmot_atmc.methods.base import CodebookMethod, Method, class_of, get, name_of, names
+from tfmot_atmc.methods.base import (
+    CodebookMethod,
+    Method,
+    arguments_in_macs,
+    class_of,
+    get,
+    name_of,
+    names,
+)
 from tfmot_atmc.methods.binary_connect import BinaryConnect
+from tfmot_atmc.methods.costs import Cost, EnergyCost, MacCost, WeightCost, get_cost
 from tfmot_atmc.methods.dense import DA
 from tfmot_atmc.methods.hydra import HYDRA
 from tfmot_atmc.methods.l0 import AL0
@@ -24,10 +33,13 @@ __all__ = [
     "DA",
     "DEFAULT",
     "HYDRA",
+    "MacCost",
     "NAP",
     "AdversarialLoss",
     "BinaryConnect",
     "CodebookMethod",
+    "Cost",
+    "EnergyCost",
     "MaskMethod",
     "Method",
     "Objective",
@@ -36,8 +48,11 @@ __all__ = [
     "SmallDense",
     "Stage",
     "TradesLoss",
+    "WeightCost",
+    "arguments_in_macs",
     "class_of",
     "get",
+    "get_cost",
     "get_objective",
     "name_of",
     "names",

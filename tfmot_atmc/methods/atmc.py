@@ -37,6 +37,7 @@ class ATMC(AL0):
             each layer, in proportion to the p-th power of its size.
         floors: share in [0, 1] of the one budget that is assured to layers, so that small ones are
             not emptied (`FlooredSparsity`); 0 for the paper's global budget, None for the default.
+        ratio_of: what the budget counts: `"weights"`, `"macs"`, `"energy"` or a `Cost`.
 
     Raises:
         ValueError: if a value is out of range.
@@ -67,9 +68,12 @@ class ATMC(AL0):
         grid: int | None = None,
         layer_exponent: float | None = None,
         floors: float | None = None,
+        ratio_of: Any = "weights",
     ):
         self.algorithm, self.rho, self.interval, self.grid = algorithm, rho, interval, grid
-        super().__init__(ratio, k, bits, schedule, growth, codebook_begin, layer_exponent, floors)
+        super().__init__(
+            ratio, k, bits, schedule, growth, codebook_begin, layer_exponent, floors, ratio_of
+        )
 
     def stages(
         self, epochs: int, preset: str = "default", *, phases: str = "own", finish: bool = False
@@ -93,7 +97,11 @@ class ATMC(AL0):
         first, *later = super().stages(epochs, preset, finish=finish)
         found = first.method
         projected = AL0(
-            found.ratio, found.k, layer_exponent=found.layer_exponent, floors=found.floors
+            found.ratio,
+            found.k,
+            layer_exponent=found.layer_exponent,
+            floors=found.floors,
+            ratio_of=found.ratio_of,
         )
         return [
             *projected.stages(epochs, preset),

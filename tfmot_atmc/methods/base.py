@@ -8,10 +8,11 @@ from typing import Any
 from tfmot_atmc.attacks import Attack
 from tfmot_atmc.constraints import Codebook, Constraint
 from tfmot_atmc.kernels import Kernel, PlainKernel, Site
+from tfmot_atmc.methods.costs import get_cost
 from tfmot_atmc.methods.stages import Stage, phased
 from tfmot_atmc.utils.configurable import Configurable, get_configured
 
-__all__ = ["CodebookMethod", "Method", "class_of", "get", "name_of", "names"]
+__all__ = ["CodebookMethod", "Method", "arguments_in_macs", "class_of", "get", "name_of", "names"]
 
 
 class Method(Configurable, kind="method"):
@@ -31,6 +32,9 @@ class Method(Configurable, kind="method"):
     objective: Any = None
     """What is minimised where the caller names no objective: an `Objective` or its name; None for
     the adversarial loss."""
+
+    ratio_of: Any = "weights"
+    """What its `ratio` is a ratio of, where it has one: a `Cost` or the name of one."""
 
     narrows: bool = False
     """Whether its network is a narrower one of the same family, as wide as the budget allows."""
@@ -132,6 +136,12 @@ class CodebookMethod(Method, abstract=True):
             each layer, in proportion to the p-th power of its size.
         floors: share in [0, 1] of the one budget that is assured to layers, so that small ones are
             not emptied (`FlooredSparsity`); 0 for the paper's global budget, None for the default.
+        ratio_of: what the budget counts: `"weights"`, `"macs"`, `"energy"` or a `Cost`. `ratio` is
+            then of what the dense kernels cost, and `k` what all that is left may cost.
+
+    Raises:
+        ValueError: if a value is out of range, or a budget of each layer is asked for in another
+            currency than weights.
     """
 
     def __init__(
@@ -142,11 +152,26 @@ class CodebookMethod(Method, abstract=True):
         codebook_begin: int | float = 0.75,
         layer_exponent: float | None = None,
         floors: float | None = None,
+        ratio_of: Any = "weights",
     ):
         self.ratio, self.k, self.bits = ratio, k, bits
         self.codebook_begin = codebook_begin
         self.layer_exponent, self.floors = layer_exponent, floors
+        self.ratio_of, self._cost = ratio_of, get_cost(ratio_of)
+        if layer_exponent is not None and self.ratio_of != "weights":
+            raise ValueError(
+                "A budget for each layer counts weights. Leave out `layer_exponent`, or give "
+                f"ratio_of='weights'. Received {layer_exponent!r} and {ratio_of!r}."
+            )
         self.constraints()
+
+    def _arguments(self) -> dict[str, Any]:
+        """Returns the arguments, without the usual currency: studies know methods by them."""
+        found = super()._arguments()
+        return {k: v for k, v in found.items() if k != "ratio_of" or v != "weights"}
+
+    def cost_of(self, site: Site, part: str) -> float:
+        return self._cost.of(site)
 
     def budget(self) -> Constraint:
         """Returns the constraint that keeps the budget."""
@@ -183,6 +208,32 @@ def class_of(name: str) -> type[Method]:
     (True, False)
     """
     return Method.registry.find(name)
+
+
+def arguments_in_macs(cls: type[Method]) -> dict[str, Any]:
+    """Returns the arguments with which a method's `ratio` is one of multiply-accumulates.
+
+    Args:
+        cls: class of the method.
+
+    Raises:
+        ValueError: if its ratio cannot be one.
+
+    Example:
+
+    >>> arguments_in_macs(class_of("atmc"))
+    {'ratio_of': 'macs'}
+    """
+    if cls.takes("ratio") and cls.ratio_of == "macs":
+        return {}
+    if not cls.takes("ratio_of"):
+        kinds = [(name, class_of(name)) for name in names()]
+        able = [n for n, c in kinds if c.takes("ratio_of") or c.ratio_of == "macs"]
+        raise ValueError(
+            f"The method {name_of(cls)!r} has no budget of multiply-accumulates. Those that have "
+            f"one: {', '.join(able)}."
+        )
+    return {"ratio_of": "macs"}
 
 
 def get(identifier: Any, **arguments: Any) -> Method:

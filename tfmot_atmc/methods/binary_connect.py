@@ -50,6 +50,7 @@ class BinaryConnect(Method, name="binary_connect"):
                 "signs are all as large. Use a method that prunes while it trains, such as AL0."
             )
         self.adversarial, self.objective = self.method.adversarial, self.method.objective
+        self.ratio_of = self.method.ratio_of
 
     def kernel_for(self, site: Site) -> Kernel:
         kernel = self.method.kernel_for(site)

@@ -25,6 +25,7 @@ class AL0(CodebookMethod):
             each layer, in proportion to the p-th power of its size.
         floors: share in [0, 1] of the one budget that is assured to layers, so that small ones are
             not emptied (`FlooredSparsity`); 0 for the paper's global budget, None for the default.
+        ratio_of: what the budget counts: `"weights"`, `"macs"`, `"energy"` or a `Cost`.
 
     Source: "A-l0" in Gui et al., NeurIPS 2019, section 4.1.
     """
@@ -41,9 +42,10 @@ class AL0(CodebookMethod):
         codebook_begin: int | float = 0.75,
         layer_exponent: float | None = None,
         floors: float | None = None,
+        ratio_of: Any = "weights",
     ):
         self.schedule, self.growth = get_schedule(schedule), growth
-        super().__init__(ratio, k, bits, codebook_begin, layer_exponent, floors)
+        super().__init__(ratio, k, bits, codebook_begin, layer_exponent, floors, ratio_of)
 
     def budget(self) -> Constraint:
         return sparsity(

@@ -21,6 +21,7 @@ class AP(CodebookMethod):
         layer_exponent: None for one budget over all layers; p in [0, 1] for a budget of its own in
             each layer, in proportion to the p-th power of its size.
         floors: share of the one budget that is assured to layers, as for `AL0`.
+        ratio_of: what the budget counts: `"weights"`, `"macs"`, `"energy"` or a `Cost`.
 
     Source: "AP" in Gui et al., NeurIPS 2019, section 4.1.
     """

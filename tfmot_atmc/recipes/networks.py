@@ -12,11 +12,12 @@ from tfmot_atmc import methods, models
 from tfmot_atmc.compression.budget import BudgetPlan, plan_budget, plan_width
 from tfmot_atmc.compression.compress import strip_compression
 from tfmot_atmc.compression.model import CompressedModel
+from tfmot_atmc.compression.operations import MacsPlan, plan_macs
 from tfmot_atmc.datasets.splits import Dataset
 from tfmot_atmc.recipes.settings import CompressionSettings
 from tfmot_atmc.recipes.sources import check_units, load_data
 
-__all__ = ["load_keras", "network_and_data", "planned"]
+__all__ = ["load_keras", "network_and_data", "plan_operations", "planned"]
 
 
 def load_keras(path: str | Path) -> keras.Model:
@@ -92,6 +93,29 @@ def planned(
         f"give {plan.predicted_bytes:,} (the smallest possible file: {plan.smallest_bytes:,})"
     )
     return start, plan
+
+
+def plan_operations(
+    settings: CompressionSettings, start: keras.Model, say: Callable[[str], None]
+) -> MacsPlan | None:
+    """Returns the plan for a limit on multiply-accumulates; None where there is none.
+
+    Args:
+        settings: resolved settings.
+        start: the network to train.
+        say: called with a line on the plan.
+
+    Raises:
+        ValueError: if it cannot be held.
+    """
+    if settings.max_macs is None:
+        return None
+    plan = plan_macs(start, settings.max_macs)
+    say(
+        f"Planned for at most {plan.max_macs:,} of {plan.dense_macs:,} multiply-accumulates: a "
+        f"ratio of {plan.ratio:.4f}"
+    )
+    return plan
 
 
 def _narrowed(

@@ -32,7 +32,7 @@ from tfmot_atmc.evaluation import evaluate_robustness
 from tfmot_atmc.export import export_tflite
 from tfmot_atmc.recipes.defaults import defaults
 from tfmot_atmc.recipes.microcontroller import plan_code, write_code
-from tfmot_atmc.recipes.networks import load_keras, network_and_data, planned
+from tfmot_atmc.recipes.networks import load_keras, network_and_data, plan_operations, planned
 from tfmot_atmc.recipes.run import run_stages
 from tfmot_atmc.recipes.settings import CompressionSettings
 from tfmot_atmc.utils.figures import results_figure, save_figure
@@ -99,7 +99,8 @@ def run_compression(
     start, data = network_and_data(settings)
     training_attack = _training_attack(settings, data)
     start, plan = planned(settings, start, data, say)
-    chosen = _with_ratio(settings, plan, plan_code(settings, start, data, say))
+    plans = plan, plan_operations(settings, start, say), plan_code(settings, start, data, say)
+    chosen = _with_ratio(settings, *plans)
     out = Path(str(settings.out))
     out.mkdir(parents=True, exist_ok=True)
     trained, seconds = _train(chosen, start, data, training_attack, verbose, say)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tfmot_atmc import attacks, methods, models
-from tfmot_atmc.math import parse_bytes
+from tfmot_atmc.math import parse_bytes, parse_count
 from tfmot_atmc.methods import AdversarialLoss, Method
 from tfmot_atmc.recipes.defaults import OWN, defaults
 from tfmot_atmc.recipes.sources import parse_bounds
@@ -29,6 +29,9 @@ class CompressionSettings:
         ratio: nonzeros as a ratio of the dense kernels' parameters, in (0, 1].
         max_bytes: in place of a ratio, the largest size of the .tflite file, in bytes or as text
             such as `"24KB"`. `run_compression` finds the ratio, which stays None here.
+        ratio_of: what the ratio counts: weights, macs (multiply-accumulates) or energy.
+        max_macs: in place of a ratio, the most multiply-accumulates of the nonzeros for one
+            example, such as `"12M"`. The ratio is found, of macs.
         max_flash: most flash of the C code that is written then, such as `"16KB"`, code included.
             Without `ratio` the largest ratio that fits is found.
         max_ram: most RAM of it, the stack included.
@@ -69,6 +72,8 @@ class CompressionSettings:
     method: str = "atmc"
     ratio: float | None = None
     max_bytes: int | str | None = None
+    ratio_of: str | None = None
+    max_macs: int | str | None = None
     max_flash: int | str | None = None
     max_ram: int | str | None = None
     cpu: Literal["cortex-m4", "cortex-m0plus"] = "cortex-m4"
@@ -106,7 +111,7 @@ class CompressionSettings:
         model = self.model or (known.family if kind.narrows else known.model)
         filled: dict[str, Any] = {
             "model": model,
-            "ratio": known.ratio if self.max_bytes is None and self.max_flash is None else None,
+            "ratio": None if self._finds_ratio() else known.ratio,
             "bits": known.bits if kind.codebooks else 32,
             "epsilon": known.epsilon * _range(self.bounds),
             "steps": 1 if self.attack.lower() == "atta" else known.steps,
@@ -122,20 +127,18 @@ class CompressionSettings:
         found._check()
         return found
 
+    def _finds_ratio(self) -> bool:
+        """Whether the ratio follows from a limit on the file, the flash or the operations."""
+        limits = (self.max_bytes, self.max_flash, self.max_macs)
+        return any(limit is not None for limit in limits)
+
     def _check(self) -> None:
         attacks.class_of(self.attack)  # refuses unknown names
-        self._check_taken("bits", self.bits != 32)
-        self._check_taken("layer_exponent", self.layer_exponent is not None)
-        self._check_taken("floors", self.floors is not None)
-        self._check_taken("ratio", self.max_bytes is not None, "max_bytes")
+        self._check_arguments()
         if self.backward_slope is not None:
             AdversarialLoss(backward_slope=self.backward_slope)  # refuses values out of range
             if self.objective == "trades":
                 raise ValueError("`backward_slope` does not go with the objective 'trades'.")
-        self._check_taken("ratio", self.max_flash is not None, "max_flash")
-        for limit in (self.max_flash, self.max_ram):
-            if limit is not None:
-                parse_bytes(limit)  # refuses what is no size
         ratio = 1.0 if self.ratio is None else self.ratio
         if not 0 < ratio <= 1:
             raise ValueError(f"`ratio` must lie in (0, 1]. Received {ratio!r}.")
@@ -153,8 +156,25 @@ class CompressionSettings:
             raise ValueError(
                 f"The method {self.method!r} only trains: give `dense_epochs` of at least 1."
             )
+        self._check_limits()
+
+    def _check_limits(self) -> None:
+        """Refuses limits that are none, or that do not go with the other settings."""
+        for limit in (self.max_flash, self.max_ram):
+            if limit is not None:
+                parse_bytes(limit)  # refuses what is no size
+        if self.max_macs is not None:
+            self._check_macs(self.max_macs)
         if self.max_bytes is not None:
             self._check_budget(self.max_bytes)
+
+    def _check_arguments(self) -> None:
+        """Refuses settings that the method has no use for."""
+        self._check_taken("bits", self.bits != 32)
+        for name in ("layer_exponent", "floors", "ratio_of"):
+            self._check_taken(name, getattr(self, name) is not None)
+        for name in ("max_bytes", "max_flash"):
+            self._check_taken("ratio", getattr(self, name) is not None, name)
 
     def _check_budget(self, max_bytes: int | str) -> None:
         parse_bytes(max_bytes)  # refuses what is no size
@@ -162,6 +182,17 @@ class CompressionSettings:
             raise ValueError(
                 "Give `ratio` or `max_bytes`, not both: the ratio follows from the size. "
                 f"Received {self.ratio} and {max_bytes!r}."
+            )
+
+    def _check_macs(self, max_macs: int | str) -> None:
+        parse_count(max_macs)  # refuses what is no number
+        methods.arguments_in_macs(methods.class_of(self.method))  # refuses methods without
+        others = {n: getattr(self, n) for n in ("ratio", "ratio_of", "max_bytes", "max_flash")}
+        given = {name: value for name, value in others.items() if value is not None}
+        if given:
+            raise ValueError(
+                "`max_macs` finds the ratio, and of what it is, by itself. Leave out "
+                f"{', '.join(f'`{name}`' for name in given)}."
             )
 
     def _check_taken(self, argument: str, given: bool, setting: str = "") -> None:
@@ -181,7 +212,10 @@ class CompressionSettings:
             "bits": self.bits or 32,
             "layer_exponent": self.layer_exponent,
             "floors": self.floors,
+            "ratio_of": "weights" if self.ratio_of is None else self.ratio_of,
         }
+        if self.max_macs is not None:
+            settings |= methods.arguments_in_macs(kind)
         return methods.get(self.method, **{k: v for k, v in settings.items() if kind.takes(k)})
 
     def stages(self) -> list[Stage]:
@@ -192,8 +226,8 @@ class CompressionSettings:
         """
         if self.ratio is None and methods.class_of(self.method).takes("ratio"):
             raise ValueError(
-                "There is no `ratio` yet. Call `resolved()`; and with `max_bytes` or `max_flash`, "
-                "replace it by that of `plan_budget` or `plan_flash`."
+                "There is no `ratio` yet. Call `resolved()`; and with `max_bytes`, `max_macs` or "
+                "`max_flash`, replace it by that of `plan_budget`, `plan_macs` or `plan_flash`."
             )
         return self._stages(1.0 if self.ratio is None else self.ratio)
 
