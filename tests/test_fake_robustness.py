@@ -51,6 +51,21 @@ def test_a_figure_by_pgd_is_near_the_truth_or_comes_with_a_warning(name, sound, 
     assert report.robust_accuracy >= truth - NEAR
 
 
+def test_square_alone_says_when_more_queries_break_more(sound, digits):
+    name = "attacks take enough queries"
+    short, truth = is_honest("reversed gradient", sound, digits[1], "square")
+    assert short.robust_accuracy > truth + NEAR and "twice its 300 queries" in short.checks[name]
+    target = zoo.FAKES["reversed gradient"].model(sound)
+    long = evaluate_robustness(
+        target,
+        digits[1],
+        attacks=Square(epsilon=zoo.EPSILON, queries=4000),
+        verbose=0,
+        second_opinion=False,
+    )
+    assert long.checks[name] == "passed" and long.robust_accuracy <= truth + NEAR
+
+
 def test_the_zoo_is_large():
     assert len(zoo.FAKES) >= 20 and len(zoo.SOUND) >= 10 and set(QUICK) <= set(zoo.FAKES)
 

@@ -29,6 +29,7 @@ __all__ = [
     "given_up",
     "lowers_the_loss",
     "one_answer",
+    "queries_too_few",
     "run_checks",
     "said",
     "steps_too_few",
@@ -44,6 +45,8 @@ _GIVEN_UP = 1 / 3
 _NONE_OF = 10
 # Attacks that are run as a check look at so many examples.
 _EXAMPLES = 32
+# More queries find more everywhere; more than this share of all examples contradicts a figure.
+_CLEARLY = 0.05
 # Of many classes only the first are named.
 _LISTED = 10
 # Inputs that fill less than this share of the bounds were scaled otherwise than the bounds.
@@ -74,6 +77,7 @@ def run_checks(sample: Sample, attacks: dict[str, Attack]) -> dict[str, str]:
     blind = [attack for attack in attacks.values() if not attack.needs_gradients]
     if len(blind) == len(attacks):
         found["outputs are fine enough"] = said(coarse_outputs, sample, blind[0])
+        found["attacks take enough queries"] = said(queries_too_few, sample, attacks)
     white = {name: attack for name, attack in attacks.items() if attack.needs_gradients}
     if sample.source is None or not white:
         return found
@@ -202,6 +206,35 @@ def steps_too_few(sample: Sample, name: str, attack: Attack) -> str | None:
         f"{name} has not converged: with twice the steps the accuracy goes from {once:.0%} to "
         f"{twice:.0%} on {len(right)} examples, and the loss of those that stay right from "
         f"{before:.3g} to {after:.3g}. Give it more steps."
+    )
+
+
+def queries_too_few(sample: Sample, attacks: dict[str, Attack]) -> str | None:
+    """Flags a search by outputs alone that breaks clearly more by another one, twice as long.
+
+    Args:
+        sample: examples; attacked are some of those that withstood all attacks.
+        attacks: the attacks by name, none of which goes by gradients.
+    """
+    counted = {name: attack for name, attack in attacks.items() if "queries" in attack.get_config()}
+    if not counted:
+        raise NotRun("no attack counts queries")
+    name, attack = max(counted.items(), key=lambda entry: entry[1].get_config()["queries"])
+    rows = np.flatnonzero(sample.left)[:_EXAMPLES]
+    if not rows.size or not attack.epsilon.any():
+        return None
+    config = attack.get_config()
+    changed = {"queries": 2 * config["queries"], "seed": config["seed"] + 1}
+    x, y = sample.rows(rows)
+    found = attack.from_config(config | changed)(sample.victim.black_box, x, y)
+    broken = sample.victim.predict(tf.nest.map_structure(np.asarray, found)).argmax(axis=1) != y
+    share = float(broken.mean() * sample.left.mean())
+    if broken.sum() < 2 or share <= _CLEARLY:
+        return None
+    return (
+        f"{name} has not converged: twice its {config['queries']} queries break {broken.sum()} of "
+        f"{rows.size} examples that it left, so {share:.0%} of all. Give it more queries (its "
+        "authors take 5,000 and more), or attack by gradients as well."
     )
 
 

@@ -53,7 +53,7 @@ def plot_examples(
         )
     if count < 1:
         raise ValueError(f"`count` must be at least 1. Received {count}.")
-    predict = with_two_classes(as_target(target), rows_of(clean, slice(1))).predict
+    predict = with_two_classes(as_target(target), rows_of(clean, slice(250))).predict
     before, after = (predict(images).argmax(axis=-1) for images in (clean, adversarial))
     right = np.flatnonzero(before == examples.y)
     rows = (right if right.size else np.arange(len(examples.y)))[:count]

@@ -190,7 +190,8 @@ class AdversarialSet:
         Raises:
             ValueError: the target does not take such inputs, or has too few classes.
         """
-        victim = with_two_classes(_with_reasons(as_target(target)), rows_of(self.clean, slice(1)))
+        first = rows_of(self.clean, slice(batch_size))
+        victim = with_two_classes(_with_reasons(as_target(target)), first)
         clean, finite = self._judged(victim, self.clean, batch_size)
         attacked, still_finite = self._judged(victim, self.adversarial, batch_size)
         n, robust = len(self.y), clean & attacked
