@@ -58,7 +58,7 @@ def converted(monkeypatch):
     return found
 
 
-def check_exactness(model, examples, folder, found, **options):
+def check_exactness(model, examples, folder, found, *, flags=(), **options):
     """Exports in both ways; compares with the reference, TFLM and the C code under sanitizers."""
     path = folder / "model.c"
     export_c(model, path, representative=examples, **LOOSE, **options)
@@ -66,13 +66,17 @@ def check_exactness(model, examples, folder, found, **options):
     written = compiled.CModel(path)
     codes = written.quantize(examples)
     expected = run_network(network, codes)
-    np.testing.assert_array_equal(c_code.run_sanitized(path, codes, np.int8), expected)
+    np.testing.assert_array_equal(c_code.run_sanitized(path, codes, np.int8, flags), expected)
     np.testing.assert_array_equal(written.codes(codes), expected)
+    # On wide registers; weights are decoded in the first call only.
+    wide = compiled.CModel(path, flags=c_code.wide_flags())
+    for _ in range(2):
+        np.testing.assert_array_equal(wide.codes(codes), expected)
     micro = c_code.run_tflm(found[-1], codes.reshape(-1, *network.input.shape[1:]))
     np.testing.assert_array_equal(micro, expected)
     export_c(model, path, values="float32", inputs=examples, **LOOSE, **options)
     floats = run_network(read_network(found[-1]), examples)
-    outputs = c_code.run_sanitized(path, examples, np.float32)
+    outputs = c_code.run_sanitized(path, examples, np.float32, flags)
     largest = max(np.abs(floats).max(), 1e-30)
     assert np.abs(outputs - floats).max() <= 1e-6 * largest
 
@@ -89,7 +93,8 @@ def test_random_networks_compute_the_same_everywhere(tmp_path, converted, seed):
     keras.utils.set_random_seed(seed)
     model, examples = c_code.random_network(np.random.default_rng(seed))
     optimize = ("balanced", "size", "speed")[seed % 3]
-    check_exactness(model, examples, tmp_path, converted, optimize=optimize)
+    flags = c_code.wide_flags() if seed % 2 else ()
+    check_exactness(model, examples, tmp_path, converted, flags=flags, optimize=optimize)
 
 
 @pytest.mark.slow
@@ -98,7 +103,8 @@ def test_random_networks_compute_the_same_everywhere(tmp_path, converted, seed):
 def test_many_random_networks_compute_the_same_everywhere(tmp_path, converted, seed):
     keras.utils.set_random_seed(seed)
     model, examples = c_code.random_network(np.random.default_rng(seed))
-    check_exactness(model, examples, tmp_path, converted, optimize="size")
+    flags = c_code.wide_flags() if seed % 2 else ()
+    check_exactness(model, examples, tmp_path, converted, flags=flags, optimize="size")
 
 
 def residual_network():
@@ -144,9 +150,12 @@ def test_any_bytes_are_taken_without_a_fault(tmp_path):
     inputs = np.concatenate([bytes_, extremes])
     outputs = c_code.run_sanitized(tmp_path / "model.c", inputs, np.int8)
     assert outputs.shape == (203, 4) and report.compiled
+    wide = c_code.run_sanitized(tmp_path / "model.c", inputs, np.int8, c_code.wide_flags())
+    np.testing.assert_array_equal(wide, outputs)
     export_c(model, tmp_path / "model.c", values="float32", inputs=examples, **LOOSE)
     strange = rng.choice(np.array([np.nan, np.inf, -np.inf, 3e38, 0], np.float32), (50, 396))
-    c_code.run_sanitized(tmp_path / "model.c", strange, np.float32)
+    for flags in ((), c_code.wide_flags()):
+        c_code.run_sanitized(tmp_path / "model.c", strange, np.float32, flags)
 
 
 @c_code.needs_compiler

@@ -13,7 +13,13 @@ import numpy as np
 from tfmot_atmc.export.c.camera import ByteInput
 from tfmot_atmc.export.c.header import header_text, prototype
 from tfmot_atmc.export.c.layout import Storage, View
-from tfmot_atmc.export.c.macros import has_wide_sums, macro_text, named_fields, number_text
+from tfmot_atmc.export.c.macros import (
+    has_wide_sums,
+    macro_text,
+    named_fields,
+    number_text,
+    wide_sizes,
+)
 from tfmot_atmc.export.c.program import Call, Program
 
 __all__ = ["Source", "emit"]
@@ -40,7 +46,7 @@ _WIDE = (
 # Which kernels a function needs, in the order in which they are written.
 _NEEDS = {
     "connect": ("stream", "connect"),
-    "convolve": ("stream", "rows", "convolve"),
+    "convolve": ("stream", "rows", "filter", "convolve"),
     "add_planes": ("add", "add_planes"),
     "combine": ("channelwise", "channelwise_planes"),
     "pool_max": ("pool", "pool_max"),
@@ -54,7 +60,7 @@ _NEEDS = {
     "border": ("border",),
 }
 _ORDER = (
-    "stream", "add", "rows", "convolve", "connect", "add_planes", "channelwise",
+    "stream", "add", "rows", "filter", "wide", "convolve", "connect", "add_planes", "channelwise",
     "channelwise_planes", "pool", "average", "pool_max", "pool_average", "mean", "lookup",
     "exponential", "sigmoid", "functions", "softmax", "copying", "copy", "load", "border",
 )  # fmt: skip
@@ -263,6 +269,8 @@ class _Writer:
         needed = {kernel for function in self._functions() for kernel in _NEEDS[function]}
         if self._has_fused_add():
             needed.add("add")
+        if wide_sizes(self._program)["WIDE_LAYERS"]:
+            needed.add("wide")
         if not self._integer:
             if any(call.fields.get("sigmoid") for call in self._program.calls):
                 needed |= {"exponential", "sigmoid"}
@@ -281,6 +289,8 @@ class _Writer:
             text = (_FOLDER / kernel).read_text()
             if kernel == "stream.c":
                 parts.append(text + self._tap_type())
+            elif kernel == "wide.c":
+                parts += [(_FOLDER / f"wide_{own}.c").read_text(), text]
             elif kernel == "rows.c":
                 for stride in strides:
                     parts.append(f"#define STRIDE {stride}\n{text}#undef STRIDE\n")

@@ -28,6 +28,8 @@ __all__ = ["lower"]
 _BLOCKS = (8, 4)
 # Outputs for which a weight is read once, from where packed bits cost little time (measured).
 _MANY_USES = 32
+# Of a softmax in int8: more exponentials may not fit in their sum.
+_MOST_CLASSES = 511
 # What the code that reads packed bits takes in flash (measured on Cortex-M4 and M0+).
 _READER_BYTES = 350
 
@@ -293,6 +295,11 @@ class _Lowering:
         operation, x, y = _operation(step), step.reads[0], step.writes
         fields: dict[str, Any] = {"count": x.channels}
         if self._integer:
+            if x.channels > _MOST_CLASSES:
+                raise UnsupportedError(
+                    f"An int8 softmax of {x.channels} classes has no kernel, {_MOST_CLASSES} are "
+                    "the most; return the logits."
+                )
             table = fixed_point.exponential_table(
                 float(operation.inputs[0].scale[0]), operation.beta
             )

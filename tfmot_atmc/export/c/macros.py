@@ -11,7 +11,10 @@ from tfmot_atmc.export.c.camera import ByteInput
 from tfmot_atmc.export.c.encoding import Form
 from tfmot_atmc.export.c.program import Program
 
-__all__ = ["has_wide_sums", "macro_text", "named_fields", "number_text"]
+__all__ = ["has_wide_sums", "macro_text", "named_fields", "number_text", "wide_sizes"]
+
+# Outputs that the kernels for wide registers compute at once.
+_LANES = 8
 
 
 def macro_text(program: Program, bytes_in: ByteInput | None, extent: str, bias: str) -> str:
@@ -47,6 +50,7 @@ def macro_text(program: Program, bytes_in: ByteInput | None, extent: str, bias: 
     lines = [f"#define {key} {int(value)}" for key, value in flags.items()]
     lines += [
         f"#define BLOCK {program.block}",
+        *(f"#define {key} {size}" for key, size in wide_sizes(program).items()),
         f"#define IS_BITS(w) {'((w).form == 2)' if bits and whole else int(bits)}",
         f"#define IS_BYTES(w) {'((w).form == 1)' if bits or Form.DENSE in forms else '1'}",
         f"#define CODE(w, c) {_code_macro(program)}",
@@ -79,6 +83,30 @@ def _code_macro(program: Program) -> str:
     if any(row.table is not None for row in rows):
         return "((w).table ? (w).table[c] : (int8_t)(c))"
     return "((int8_t)(c))"
+
+
+def wide_sizes(program: Program) -> dict[str, int]:
+    """Returns how much memory the kernels for wide registers need, which decode weights once.
+
+    Args:
+        program: the program.
+
+    Returns:
+        Taps, filters and layers in all, and the most sums of a filter; all are 0 where no layer is
+        wide enough.
+    """
+    found = {"WIDE_TAPS": 0, "WIDE_FILTERS": 0, "WIDE_LAYERS": 0, "WIDE_SUMS": 0}
+    for call in program.calls:
+        fields = call.fields
+        if "pool_rows" not in fields or fields["pixels"] < _LANES:
+            continue
+        outputs = fields["rows"] * fields["pool_rows"]
+        blocks = -(-fields["pixels"] // _LANES) * outputs
+        found["WIDE_TAPS"] += program.layers[fields["kernel"]].rows.nonzeros + 1
+        found["WIDE_FILTERS"] += fields["filters"]
+        found["WIDE_LAYERS"] += 1
+        found["WIDE_SUMS"] = max(found["WIDE_SUMS"], blocks * _LANES)
+    return found
 
 
 def has_wide_sums(program: Program) -> bool:

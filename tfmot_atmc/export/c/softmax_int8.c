@@ -37,7 +37,9 @@ static void softmax(const normalizing *s, const element *x, element *y) {
     for (int i = 0; i < s->count; i++) {
         int32_t v = -128;
         if (most - x[i] < s->distances) {
-            v += (product(scale, s->table[most - x[i]]) + ((1 << right) >> 1)) >> right;
+            /* Near one there is no room to add a half before the shift. */
+            const int32_t share = product(scale, s->table[most - x[i]]);
+            v += (share >> right) + ((share >> (right - 1)) & 1);
         }
         y[i] = (element)(v > 127 ? 127 : v);
     }
