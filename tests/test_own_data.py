@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfmot_atmc import datasets
 from tfmot_atmc.cli import main
+from tfmot_atmc.datasets.checked import in_units
 from tfmot_atmc.export import TFLiteModel, read_notes
 from tfmot_atmc.recipes.settings import CompressionSettings
 from tfmot_atmc.recipes.sources import check_units, parse_bounds, parse_size
@@ -158,7 +159,7 @@ def test_units_bounds_and_sizes_are_checked():
             check_units(epsilon, bounds)
     outside = np.array([[0.0, 9.0]] * 4, "float32")
     with pytest.raises(ValueError, match="outside the bounds 0 to 1"):
-        datasets.own._in_units({"train": (outside, np.arange(4))}, (0, 1))
+        in_units({"train": (outside, np.arange(4))}, (0, 1))
     assert CompressionSettings(data="photos", bounds="0,255").resolved().epsilon == 4.0
     assert CompressionSettings(data="my/photos").resolved().out == "atmc_out/photos"
 

@@ -19,6 +19,7 @@ from tfmot_atmc.attacks.quick import QuickAutoAttack
 from tfmot_atmc.attacks.registry import class_of, get, names, serialize
 from tfmot_atmc.attacks.square import Square
 from tfmot_atmc.attacks.trades import TRADES
+from tfmot_atmc.attacks.values import by_column
 from tfmot_atmc.attacks.wrm import WRM
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Problem",
     "QuickAutoAttack",
     "Square",
+    "by_column",
     "class_of",
     "cross_entropy",
     "fold_in",

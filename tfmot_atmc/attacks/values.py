@@ -3,11 +3,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Bounds", "ordered_bounds", "out_of_scale", "per_channel", "plain", "radius"]
+__all__ = [
+    "Bounds",
+    "by_column",
+    "ordered_bounds",
+    "out_of_scale",
+    "per_channel",
+    "plain",
+    "radius",
+]
 
 Bounds = tuple[np.ndarray | None, np.ndarray | None]
 
@@ -39,6 +48,39 @@ def radius(value: Any, name: str) -> np.ndarray:
             f"`{name}` must be finite and at least 0, in input units. Received {value!r}."
         )
     return array
+
+
+def by_column(values: Mapping[str, float], columns: Sequence[str], rest: float = 0.0) -> np.ndarray:
+    """Returns one value a feature, in the order of the columns, for `epsilon` or for bounds.
+
+    Args:
+        values: the value of each column that is named.
+        columns: names of the features, in the order of the inputs' last axis.
+        rest: the value of all other columns: with 0 an attack leaves them alone.
+
+    Returns:
+        float64 array, one entry a column.
+
+    Raises:
+        ValueError: a name is none of the columns, or two columns have one name.
+
+    Example:
+    >>> by_column({"income": 50.0}, ["age", "income"]).tolist()
+    [0.0, 50.0]
+    """
+    order = {name: index for index, name in enumerate(columns)}
+    unknown = sorted(set(values) - set(order))
+    if unknown or len(order) != len(columns):
+        raise ValueError(
+            f"There is no column {', '.join(map(repr, unknown))}; the columns are "
+            f"{', '.join(map(repr, columns))}."
+            if unknown
+            else f"Several columns have the same name: {', '.join(map(repr, columns))}."
+        )
+    found = np.full(len(columns), float(rest))
+    for name, value in values.items():
+        found[order[name]] = value
+    return found
 
 
 def ordered_bounds(bounds: Any) -> Bounds:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from tfmot_atmc.cli.demonstration import training_output
 from tfmot_atmc.cli.printing import print_table
+from tfmot_atmc.recipes.measures import is_share
 from tfmot_atmc.recipes.pipeline import run_compression
 from tfmot_atmc.recipes.settings import CompressionSettings
 
@@ -72,9 +73,10 @@ def _show_results(results: dict[str, Any], console: Console) -> None:
     ):
         if name not in found:
             continue
-        accuracies = [f"{found[name][kind]:.2%}" for kind in ("clean", "PGD-16", "PGD-40")]
-        rows.append((name, *accuracies, nonzeros, size))
-    title = f"Accuracy on {found['dense']['report']['n']:,} test examples"
+        shown = ".2%" if is_share(results["measure"]) else ".4g"
+        values = [format(found[name][kind], shown) for kind in ("clean", "PGD-16", "PGD-40")]
+        rows.append((name, *values, nonzeros, size))
+    title = f"{results['measure'].capitalize()} on {found['dense']['report']['n']:,} test examples"
     columns = ("model", "clean", "PGD-16", "PGD-40", "nonzeros", "bytes on disk")
     print_table(console, title, columns, rows)
     parts = ", ".join(f"{part} {n:,}" for part, n in compression["nonzeros_by_part"].items())

@@ -20,9 +20,12 @@ from tfmot_atmc.evaluation import (
     plot_examples,
     robustness_curve,
 )
-from tfmot_atmc.recipes.defaults import defaults
+from tfmot_atmc.recipes.defaults import OWN, defaults
+from tfmot_atmc.recipes.measures import MEASURES, is_share, measured
 from tfmot_atmc.recipes.pipeline import load_keras, make_attack, standard_attacks
+from tfmot_atmc.recipes.sources import check_units, default_epsilon, load_data, radius_of
 from tfmot_atmc.utils.figures import save_figure
+from tfmot_atmc.utils.files import write_json
 
 __all__ = ["run"]
 
@@ -46,19 +49,23 @@ def run(values: flags.FlagValues, operands: list[str], console: Console) -> None
     name = operands[0] if operands else demonstration_file("final.keras", console)
     target = _target(name)
     source = None if values.source is None else load_keras(values.source)
-    data = datasets.load(values.dataset, data_dir=values.data_dir, limit=values.limit)
-    epsilon = defaults(values.dataset).epsilon if values.epsilon is None else values.epsilon
+    data = _data(values)
+    epsilon = _epsilon(values, data)
     blind = target == name and source is None  # a file, attacked by its outputs alone
     names = values.attack or (["square"] if blind else [])
-    found: Any = [make_attack(attack, epsilon, values.steps) for attack in names]
+    ends = {"bounds": data.bounds}
+    found: Any = [make_attack(attack, epsilon, values.steps, **ends) for attack in names]
     if values.curve is not None:
-        attack = found[0] if found else make_attack("pgd", epsilon, values.steps)
+        attack = found[0] if found else make_attack("pgd", epsilon, values.steps, **ends)
         _show_curve(values, target, source, data, attack, console)
+        return
+    if data.task != "classes":
+        _show_losses(values, target, source, data, found, epsilon, console)
         return
     report = evaluate_robustness(
         target,
         (data.x_test, data.y_test),
-        attacks=found or standard_attacks(epsilon),
+        attacks=found or standard_attacks(epsilon, data.bounds),
         source=source,
         batch_size=values.batch_size,
         seed=values.seed,
@@ -71,7 +78,7 @@ def run(values: flags.FlagValues, operands: list[str], console: Console) -> None
     if values.out is not None:
         report.save(values.out)
     if values.picture is not None:
-        first = (found or list(standard_attacks(epsilon).values()))[0]
+        first = (found or list(standard_attacks(epsilon, data.bounds).values()))[0]
         made = AdversarialSet.make(
             source if source is not None and first.needs_gradients else target,
             (data.x_test, data.y_test),
@@ -80,7 +87,62 @@ def run(values: flags.FlagValues, operands: list[str], console: Console) -> None
             max_examples=_DRAWN_FROM,
             seed=values.seed,
         )
-        save_figure(plot_examples(made, target), values.picture)
+        save_figure(plot_examples(made, target, class_names=data.class_names), values.picture)
+
+
+def _data(values: flags.FlagValues) -> datasets.Dataset:
+    if values.data is not None and values["dataset"].present:
+        raise ValueError("Give --dataset or --data, not both.")
+    return load_data(
+        values.dataset,
+        values.data,
+        bounds=values.bounds,
+        image_size=values.image_size,
+        data_dir=values.data_dir,
+        limit=values.limit,
+    )
+
+
+def _epsilon(values: flags.FlagValues, data: datasets.Dataset) -> Any:
+    usual = defaults(values.dataset if values.data is None else OWN).epsilon
+    given = default_epsilon(usual, values.bounds) if values.epsilon is None else values.epsilon
+    epsilon = radius_of(given, data)
+    check_units(epsilon, data.bounds)
+    return epsilon
+
+
+def _show_losses(
+    values: flags.FlagValues,
+    target: Any,
+    source: Any,
+    data: datasets.Dataset,
+    attacks: list[Attack],
+    epsilon: Any,
+    console: Console,
+) -> None:
+    """Measures what has no classes: several answers an example, or numbers."""
+    if isinstance(target, str) and source is None:
+        raise ValueError(
+            f"{values.data or values.dataset} holds {data.task}, which only attacks by gradients "
+            "raise the loss of: give the file's Keras twin by --source."
+        )
+    for name, given in (("picture", values.picture), ("state", values.state)):
+        if given is not None:
+            raise ValueError(f"--{name} is for data with classes.")
+    chosen = {type(attack).__name__: attack for attack in attacks}
+    chosen = chosen or standard_attacks(epsilon, data.bounds)
+    found = measured(target, data, chosen, source=source, seed=values.seed)
+    measure, report = MEASURES[data.task], found["report"]
+    shown = ".2%" if is_share(measure) else ".4g"
+    rows = [
+        (name, format(found[name], shown), f"{report['loss'][name]:.4g}")
+        for name in ("clean", *chosen)
+    ]
+    print_table(console, f"{report['n']} test examples", ("", measure, "loss"), rows)
+    for warning in report["warnings"]:
+        console.print(f"Warning: {warning}", highlight=False, markup=False)
+    if values.out is not None:
+        write_json(values.out, found)
 
 
 def _check_curve(values: flags.FlagValues) -> None:

@@ -10,7 +10,7 @@ import keras
 from absl import flags
 from rich.console import Console
 
-from tfmot_atmc import datasets, models
+from tfmot_atmc import models
 from tfmot_atmc.cli.demonstration import demonstration_file
 from tfmot_atmc.compression.deploy import deploy
 from tfmot_atmc.compression.model import CompressedModel
@@ -24,13 +24,14 @@ from tfmot_atmc.export import (
 )
 from tfmot_atmc.export.c import write_images
 from tfmot_atmc.recipes.pipeline import load_keras
+from tfmot_atmc.recipes.sources import load_data
 
 __all__ = ["run"]
 
 _EXAMPLES = 256
 _CALIBRATED = "full_int8"
 _ONLY_C = ("max_flash", "max_ram", "cpu", "pixel_max", "test_images")
-_ONLY_TFLITE = ("sparse", "batch_size", "max_bytes")
+_ONLY_TFLITE = ("sparse", "batch_size", "max_bytes", "input_type", "output_type")
 # What the exporter of C code calls what the flag says.
 _OPTIMIZE = {"size": "size", "latency": "speed", "balanced": "balanced"}
 
@@ -56,13 +57,24 @@ def run(values: flags.FlagValues, operands: list[str], console: Console) -> None
         console.print(str(deployment), highlight=False, markup=False)
         model = deployment.model
     data = None
-    if dataset is not None:
-        data = datasets.load(dataset, data_dir=values.data_dir, limit=_EXAMPLES)
-    given = {
+    if dataset is not None or values.data is not None:
+        data = load_data(
+            str(dataset),
+            values.data,
+            bounds=values.bounds,
+            image_size=values.image_size,
+            data_dir=values.data_dir,
+            limit=_EXAMPLES,
+        )
+    given: dict[str, Any] = {
         "inputs": None if data is None else data.x_test,
         "representative": data.x_train if data is not None and calibrated else None,
         "tolerance": values.tolerance,
     }
+    if data is not None and values.format == "tflite":
+        given |= {"class_names": data.class_names}
+        if data.task != "classes":
+            given |= {"min_agreement": 0.0}  # the largest output means nothing there
     write = _write_c if values.format == "c" else _write_tflite
     report = write(values, model, Path(values.out or Path(name).with_suffix(f".{values.format}")),
                    given)  # fmt: skip
@@ -75,12 +87,13 @@ def run(values: flags.FlagValues, operands: list[str], console: Console) -> None
 
 
 def _check(values: flags.FlagValues, calibrated: bool, dataset: str | None) -> None:
-    if calibrated and dataset is None:
-        call = "export_c(model, path, " if values.format == "c" else "export_tflite(model, path, "
+    own = values.data is not None
+    if own and values["dataset"].present:
+        raise ValueError("Give --dataset or --data, not both.")
+    if calibrated and dataset is None and not own:
         raise ValueError(
-            f"--values={_CALIBRATED} needs --dataset, whose training images settle the scales; for "
-            f'data of your own call {call}values="{_CALIBRATED}", '
-            "representative=x_train[:300]) in Python."
+            f"--values={_CALIBRATED} needs --dataset, or --data of your own, whose training "
+            "examples settle the scales."
         )
     if values.format == "c" and values.values not in ("auto", *C_VALUE_MODES):
         raise ValueError(
@@ -90,8 +103,8 @@ def _check(values: flags.FlagValues, calibrated: bool, dataset: str | None) -> N
     wrong = [flag for flag in for_other if values[flag].present]
     if wrong:
         raise ValueError(f"--{wrong[0]} is not for --format={values.format}.")
-    if values.test_images and dataset is None:
-        raise ValueError("--test_images needs --dataset.")
+    if values.test_images and dataset is None and not own:
+        raise ValueError("--test_images needs --dataset or --data.")
 
 
 def _write_tflite(
@@ -104,6 +117,8 @@ def _write_tflite(
         batch_size=values.batch_size or None,
         values=values.values,
         max_bytes=values.max_bytes,
+        input_type=values.input_type,
+        output_type=values.output_type,
         **given,
     )
 

@@ -15,6 +15,7 @@ __all__ = ["compress", "evaluate", "export", "inspect", "quantize", "study"]
 # What the library takes, as it lists them itself; a test keeps them equal.
 _OPTIMIZE = ["size", "latency", "balanced"]
 _VALUES = ["auto", "float32", "int8", "full_int8"]
+_TYPES = ["float32", "uint8", "int8"]
 _FORMATS = ["tflite", "c"]
 _CPUS = ["cortex-m0plus", "cortex-m4"]
 _WAYS = ["uniform", "zero_kmeans"]
@@ -38,7 +39,13 @@ def evaluate(values: flags.FlagValues) -> None:
         "for a .tflite file without --source, square]",
         **at,
     )
-    define_number("epsilon", "Radius in input units: 8/255. [by dataset]", values)
+    flags.DEFINE_string(
+        "epsilon",
+        None,
+        "Radius in input units: 8/255; of vectors also 0.1,0.2 or age=1,income=50. [by dataset]",
+        **at,
+    )
+    _own_data(values)
     _whole(values, "steps", None, "Steps of --attack.", least=1)
     flags.DEFINE_string("source", None, "Keras twin of a .tflite file, to attack it through.", **at)
     _whole(values, "limit", None, "Use only so many examples.", least=1)
@@ -69,6 +76,7 @@ def export(values: flags.FlagValues) -> None:
     flags.DEFINE_string("out", None, "File to write. [beside the model]", **at)
     flags.DEFINE_string("dataset", None, "Compare on its test images. [random inputs]", **at)
     flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets.", **at)
+    _own_data(values)
     _whole(values, "batch_size", 1, "Batch of the file; 0: open.")
     flags.DEFINE_bool("sparse", True, "Store sparse weights sparsely; --nosparse: not.", **at)
     flags.DEFINE_enum(
@@ -78,6 +86,8 @@ def export(values: flags.FlagValues) -> None:
         "values", "auto", _VALUES, "How values are stored; full_int8 computes so too.", **at
     )
     flags.DEFINE_string("max_bytes", None, "Largest file to accept, such as 24KB.", **at)
+    flags.DEFINE_enum("input_type", "float32", _TYPES, "Inputs of a full_int8 file.", **at)
+    flags.DEFINE_enum("output_type", "float32", _TYPES, "Outputs of a full_int8 file.", **at)
     define_number("tolerance", "Largest relative difference from Keras. [by the values]", values)
     flags.DEFINE_enum(
         "format", "tflite", _FORMATS, "c: C99 for microcontrollers, full_int8 or float32.", **at
@@ -114,6 +124,16 @@ def study(values: flags.FlagValues) -> None:
     flags.DEFINE_list(
         "known", [], "results.json of earlier runs: what they measured is not run again.", **at
     )
+
+
+def _own_data(values: flags.FlagValues) -> None:
+    """Defines the flags for data of one's own in place of a dataset."""
+    at: dict[str, Any] = {"flag_values": values}
+    flags.DEFINE_string(
+        "data", None, "Own data: a folder of images, an .npz file, or saved by tf.data.", **at
+    )
+    flags.DEFINE_string("bounds", None, "Its lowest and highest value: 0,255.", **at)
+    flags.DEFINE_string("image_size", None, "Bring images of a folder to 96,96.", **at)
 
 
 def _whole(

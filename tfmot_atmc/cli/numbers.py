@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-import fractions
 from typing import Any
 
 from absl import flags
+
+from tfmot_atmc.utils.numbers import parse_number
 
 __all__ = ["NumberParser", "define_number"]
 
@@ -30,13 +31,7 @@ class NumberParser(flags.ArgumentParser):
         >>> NumberParser().parse("51/255")
         0.2
         """
-        try:
-            over, *under = str(argument).split("/", 1)
-            return float(fractions.Fraction(over)) / (float(under[0]) if under else 1.0)
-        except (ValueError, ZeroDivisionError) as error:
-            raise ValueError(
-                f"Expected a number such as 0.1 or 8/255. Received {argument!r}."
-            ) from error
+        return parse_number(argument)
 
 
 def define_number(name: str, text: str, values: flags.FlagValues, default: Any = None) -> None:

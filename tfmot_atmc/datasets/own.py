@@ -11,29 +11,28 @@ Example:
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfmot_atmc.datasets.splits import Dataset, Split, split_off
+from tfmot_atmc.datasets.arrays import load_npz, load_saved
+from tfmot_atmc.datasets.checked import Bounds, checked_dataset
+from tfmot_atmc.datasets.splits import Dataset, Split
 
-__all__ = ["load_folder", "load_npz", "load_own", "load_saved"]
+__all__ = ["load_folder", "load_own"]
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 _SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
-_TEST_FRACTION = 0.2
 _TOLD_SIZES = 3
-
-Bounds = tuple[Any, Any]
 
 
 def load_own(
     path: str | os.PathLike[str],
     *,
-    bounds: Bounds | None = None,
+    bounds: Bounds | Mapping[str, Bounds] | None = None,
     image_size: tuple[int, int] | None = None,
     validation_fraction: float = 0.1,
     seed: int = 0,
@@ -44,7 +43,8 @@ def load_own(
     Args:
         path: a folder with one folder of images a class (`load_folder`), an .npz file (`load_npz`)
             or a directory written by `tf.data.Dataset.save` (`load_saved`).
-        bounds: lowest and highest value of an input, in the units that the model takes.
+        bounds: lowest and highest value of an input, in the units that the model takes: numbers,
+            one for each feature, or of an .npz file a pair for each column that is named.
         image_size: height and width to which images of a folder are brought.
         validation_fraction: part of the training data held out, where there is no such split.
         seed: seed of the draws.
@@ -81,9 +81,6 @@ def load_own(
             "numpy.savez(path, x=x, y=y)."
         )
     return load_npz(where, **more)
-
-
-# --- folders of images ----------------------------------------------------------------------------
 
 
 def load_folder(
@@ -134,14 +131,20 @@ def load_folder(
         names = classes
         found[split] = _decode(files, image_size), labels
     grey = all((images[..., :1] == images).all() for images, _ in found.values())
-    low, high = (0.0, 1.0) if bounds is None else bounds
+    if isinstance(bounds, Mapping):
+        raise ValueError(
+            f"{str(root)!r} holds images, whose features have no names; give `bounds` as two "
+            "numbers, such as (0, 255)."
+        )
+    low, high = (np.asarray(end, np.float32) for end in bounds or (0.0, 1.0))
 
     def scaled(images: np.ndarray) -> np.ndarray:
         images = images[..., :1] if grey else images
         return (low + images.astype("float32") / 255.0 * (high - low)).astype("float32")
 
     parts = {split: (scaled(images), labels) for split, (images, labels) in found.items()}
-    return _dataset(root, parts, (low, high), names, validation_fraction, seed, limit)
+    bounds = bounds or (0.0, 1.0)
+    return checked_dataset(root, parts, bounds, names, validation_fraction, seed, limit)
 
 
 def _files(folder: Path) -> tuple[tuple[str, ...], list[Path], np.ndarray]:
@@ -186,198 +189,3 @@ def _decode(files: Sequence[Path], size: tuple[int, int] | None) -> np.ndarray:
             " Give image_size=(height, width), or --image_size HEIGHT,WIDTH, to bring them to one."
         )
     return np.stack(images)
-
-
-# --- arrays and saved datasets --------------------------------------------------------------------
-
-
-def load_npz(
-    path: str | os.PathLike[str],
-    *,
-    bounds: Bounds | None = None,
-    validation_fraction: float = 0.1,
-    seed: int = 0,
-    limit: int | None = None,
-) -> Dataset:
-    """Loads arrays `x` and `y`, or `x_train`, `y_train`, `x_test`, ..., from an .npz file.
-
-    `y` holds classes (whole numbers, `[examples]`), several yes or no answers (0 and 1,
-    `[examples, answers]`) or numbers to predict. Without `y` the targets are the inputs, as for an
-    autoencoder. An array `class_names` names the classes.
-
-    Args:
-        path: the file.
-        bounds: lowest and highest value of an input, as numbers or as one for each feature; None:
-            (0, 1) for bytes, which are then divided by 255, and for values in [0, 1], else no
-            bounds.
-        validation_fraction: part of the training data held out, where there is no such split.
-        seed: seed of the draws.
-        limit: at most so many examples in each split.
-
-    Returns:
-        The data.
-
-    Raises:
-        ValueError: if x is missing or y does not fit it.
-    """
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    names = tuple(str(name) for name in arrays.pop("class_names", ()))
-    arrays = {f"{k}_train" if k in ("x", "y") else k: v for k, v in arrays.items()}
-    arrays = {
-        k.replace("_val", "_validation") if k.endswith("_val") else k: v for k, v in arrays.items()
-    }
-    if "x_train" not in arrays:
-        raise ValueError(
-            f"{str(path)!r} has no array named x or x_train; it has "
-            f"{', '.join(sorted(arrays)) or 'none'}. Save it with numpy.savez(path, x=x, y=y)."
-        )
-    parts: dict[str, Split] = {}
-    for split in ("train", "validation", "test"):
-        x, y = arrays.get(f"x_{split}"), arrays.get(f"y_{split}")
-        if x is None:
-            continue
-        if y is None and "y_train" in arrays:
-            raise ValueError(
-                f"{str(path)!r} has x_{split} but no y_{split}; save both, or no y at all to train "
-                "the inputs themselves."
-            )
-        parts[split] = x, x if y is None else y
-    return _dataset(Path(path), *_in_units(parts, bounds), names, validation_fraction, seed, limit)
-
-
-def load_saved(
-    path: str | os.PathLike[str],
-    *,
-    bounds: Bounds | None = None,
-    validation_fraction: float = 0.1,
-    seed: int = 0,
-    limit: int | None = None,
-) -> Dataset:
-    """Loads a directory written by `tf.data.Dataset.save`: pairs (x, y), or x; batched or not.
-
-    Args:
-        path: the directory.
-        bounds: as for `load_npz`.
-        validation_fraction: part of the data held out for validation.
-        seed: seed of the draws.
-        limit: at most so many examples in each split.
-
-    Returns:
-        The data; a fifth is set aside for tests.
-
-    Raises:
-        ValueError: if its elements are neither arrays nor pairs of arrays.
-    """
-    saved = tf.data.Dataset.load(os.fspath(path))
-    spec = saved.element_spec
-    leaves = spec if isinstance(spec, tuple) else (spec,)
-    if len(leaves) > 2 or not all(isinstance(leaf, tf.TensorSpec) for leaf in leaves):
-        raise ValueError(
-            f"{str(path)!r} holds elements of the form {spec}; save pairs (x, y) of tensors."
-        )
-    elements = [e if isinstance(e, tuple) else (e,) for e in saved.as_numpy_iterator()]
-    if not elements:
-        raise ValueError(f"{str(path)!r} holds no examples.")
-    join = np.concatenate if _is_batched(leaves) else np.stack
-    columns = [join([np.asarray(e[i]) for e in elements]) for i in range(len(leaves))]
-    parts = {"train": (columns[0], columns[-1])}
-    return _dataset(Path(path), *_in_units(parts, bounds), (), validation_fraction, seed, limit)
-
-
-def _is_batched(leaves: tuple[tf.TensorSpec, ...]) -> bool:
-    """Whether elements are batches: their first dimension is open, or the same in x and y."""
-    shapes = [leaf.shape.as_list() for leaf in leaves]
-    if not shapes[0]:
-        return False
-    if shapes[0][0] is None or len(shapes) == 1:
-        return shapes[0][0] is None
-    return len(shapes[0]) > 1 and shapes[1][:1] == shapes[0][:1]
-
-
-def _in_units(parts: dict[str, Split], bounds: Bounds | None) -> tuple[dict[str, Split], Bounds]:
-    """The inputs as floats in the units of the model, and their bounds."""
-    first = parts["train"][0]
-    if first.dtype == np.uint8 and bounds is None:
-        return {k: (x.astype("float32") / np.float32(255), y) for k, (x, y) in parts.items()}, (
-            0.0,
-            1.0,
-        )
-    parts = {
-        k: (x.astype("float32"), y.astype("float32") if y is x else y)
-        for k, (x, y) in parts.items()
-    }
-    lowest = min(float(x.min(initial=0.0)) for x, _ in parts.values())
-    highest = max(float(x.max(initial=0.0)) for x, _ in parts.values())
-    if not np.isfinite([lowest, highest]).all():
-        raise ValueError("x holds values that are not finite; remove or fill them first.")
-    if bounds is None:
-        unit = lowest >= 0.0 and 0.0 < highest <= 1.0
-        return parts, (0.0, 1.0) if unit else (None, None)
-    for end, worst, sign in ((bounds[0], lowest, -1), (bounds[1], highest, 1)):
-        if end is not None and np.ndim(end) == 0 and sign * (worst - end) > 1e-5 * max(1, abs(end)):
-            raise ValueError(
-                f"x holds values from {lowest:g} to {highest:g}, outside the bounds {bounds[0]:g} "
-                f"to {bounds[1]:g}. Give bounds in the units of x, or scale x."
-            )
-    return parts, bounds
-
-
-def _dataset(
-    path: Path,
-    parts: dict[str, Split],
-    bounds: Bounds,
-    names: tuple[str, ...],
-    validation_fraction: float,
-    seed: int,
-    limit: int | None,
-) -> Dataset:
-    parts = {split: (x, _targets(path, x, y)) for split, (x, y) in parts.items()}
-    y_train = parts["train"][1]
-    count = 0
-    if y_train.dtype.kind == "i":
-        highest = max(int(y.max(initial=0)) for _, y in parts.values())
-        count = len(names) or highest + 1
-        _check_classes(path, parts, count, names)
-    elif y_train.ndim == 2 and all(np.isin(y, (0, 1)).all() for _, y in parts.values()):
-        count = y_train.shape[1]
-    if names and len(names) != count:
-        raise ValueError(f"{str(path)!r} names {len(names)} classes but has {count}.")
-    if "test" not in parts:
-        parts["train"], parts["test"] = split_off(parts["train"], _TEST_FRACTION, 0)
-    if "validation" not in parts:
-        rest = split_off(parts["train"], validation_fraction, seed)
-        parts["train"], parts["validation"] = rest
-    (xt, yt), (xv, yv), (xe, ye) = (
-        tuple(array[:limit] for array in parts[split]) for split in ("train", "validation", "test")
-    )
-    return Dataset(xt, yt, xv, yv, xe, ye, count, str(path), names or None, bounds)
-
-
-def _targets(path: Path, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Classes as int64, all other targets as float32."""
-    if len(x) != len(y):
-        raise ValueError(
-            f"{str(path)!r} holds {len(x)} inputs and {len(y)} targets; give one for each."
-        )
-    if y.ndim == 2 and y.shape[1] == 1:
-        y = y[:, 0]
-    if y.ndim == 1 and (y.dtype.kind in "iub" or (y == np.rint(y)).all()):
-        return y.astype("int64")
-    return y.astype("float32")
-
-
-def _check_classes(path: Path, parts: dict[str, Split], count: int, names: tuple[str, ...]) -> None:
-    for split, (_, y) in parts.items():
-        lowest, highest = int(y.min(initial=0)), int(y.max(initial=0))
-        if lowest < 0 or highest >= count:
-            raise ValueError(
-                f"{str(path)!r} has labels from {lowest} to {highest} in {split!r}, but "
-                f"{count} classes{' by its class_names' if names else ''}: labels must be "
-                f"0 to {count - 1}."
-            )
-    present = np.unique(parts["train"][1])
-    if len(present) < 2:
-        raise ValueError(
-            f"{str(path)!r} holds one class only, {present.tolist()}; a classifier needs two."
-        )

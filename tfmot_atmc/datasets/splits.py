@@ -30,6 +30,7 @@ class Dataset:
         name: name that it was loaded by, or its path.
         class_names: what the classes are called; None for their numbers.
         bounds: lowest and highest value of an input, as an attack's `bounds`.
+        feature_names: what the columns of the inputs' last axis are called; None for no names.
     """
 
     x_train: np.ndarray
@@ -42,11 +43,19 @@ class Dataset:
     name: str
     class_names: tuple[str, ...] | None = None
     bounds: tuple[Any, Any] = (0.0, 1.0)
+    feature_names: tuple[str, ...] | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of an input: of an image its height, width and channels."""
         return tuple(self.x_test.shape[1:])
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs a network for it has: one for each class, answer or number."""
+        if self.num_classes:
+            return self.num_classes
+        return 1 if self.y_train.ndim == 1 else int(self.y_train.shape[-1])
 
     @property
     def task(self) -> str:

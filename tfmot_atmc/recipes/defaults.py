@@ -95,6 +95,7 @@ _DEFAULTS = {
         augment=None,
     ),
     "made_up_keywords": _small("ds_cnn"),
+    "made_up_machine": _small("autoencoder", epsilon=0.1),
     "made_up_people": _small("mobilenet_v1", steps=2, epochs=4, epsilon=4 / 255),
     "made_up_objects": _small("resnet8", steps=2, epochs=6),
     OWN: _small("resnet8", epochs=20, epsilon=4 / 255),

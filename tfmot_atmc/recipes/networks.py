@@ -14,8 +14,9 @@ from tfmot_atmc.compression.compress import strip_compression
 from tfmot_atmc.compression.model import CompressedModel
 from tfmot_atmc.compression.operations import MacsPlan, plan_macs
 from tfmot_atmc.datasets.splits import Dataset
+from tfmot_atmc.recipes.aims import builder_arguments, check_outputs
 from tfmot_atmc.recipes.settings import CompressionSettings
-from tfmot_atmc.recipes.sources import check_units, load_data
+from tfmot_atmc.recipes.sources import check_units, load_data, radius_of
 
 __all__ = ["load_keras", "network_and_data", "plan_operations", "planned"]
 
@@ -53,19 +54,26 @@ def network_and_data(settings: CompressionSettings) -> tuple[keras.Model, Datase
             f"{name!r} is neither a .keras file nor one of {', '.join(models.names())}."
         )
     loaded = load_keras(name) if name not in models.names() else None
-    data = load_data(settings)
-    check_units(float(settings.epsilon or 0), data.bounds)
+    data = load_data(
+        settings.dataset,
+        settings.data,
+        bounds=settings.bounds,
+        image_size=settings.image_size,
+        data_dir=settings.data_dir,
+        seed=settings.seed,
+        limit=settings.limit,
+    )
+    check_units(radius_of(settings.epsilon, data), data.bounds)
+    if settings.objective == "trades" and data.task != "classes":
+        raise ValueError(
+            f"The objective 'trades' compares probabilities of classes, and {data.name!r} holds "
+            f"{data.task}. Use 'adversarial' or 'half'."
+        )
     if loaded is None:
-        arguments = {"input_shape": data.input_shape, "num_classes": data.num_classes}
-        return models.get(name, seed=settings.seed, **arguments), data
+        return models.get(name, seed=settings.seed, **builder_arguments(name, data)), data
     if isinstance(loaded, CompressedModel):
         loaded = strip_compression(loaded)
-    if tuple(loaded.input_shape[1:]) != data.input_shape:
-        raise ValueError(
-            f"{name} takes inputs of shape {tuple(loaded.input_shape[1:])}, but those of "
-            f"{data.name!r} have shape {data.input_shape}. Give another model, or bring the inputs "
-            "to its shape, images of a folder by `image_size`."
-        )
+    check_outputs(name, loaded, data)
     return loaded, data
 
 
@@ -127,7 +135,7 @@ def _narrowed(
             f"`tfmot_atmc.models`. Received model={settings.model!r}."
         )
     builder, weights = models.builder(str(settings.model)), models.count_kernel_weights
-    arguments = {"input_shape": data.input_shape, "num_classes": data.num_classes}
+    arguments = builder_arguments(str(settings.model), data)
     if settings.max_bytes is None:
         most = float(settings.ratio or 1) * weights(start)
         found = models.widest(

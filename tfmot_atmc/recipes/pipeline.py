@@ -28,15 +28,17 @@ from tfmot_atmc.compression.deploy import deploy
 from tfmot_atmc.compression.model import CompressedModel
 from tfmot_atmc.datasets import made_up
 from tfmot_atmc.datasets.splits import Dataset
-from tfmot_atmc.evaluation import evaluate_robustness
 from tfmot_atmc.export import export_tflite
 from tfmot_atmc.recipes.defaults import defaults
+from tfmot_atmc.recipes.measures import MEASURES, attacker, measured
 from tfmot_atmc.recipes.microcontroller import plan_code, write_code
 from tfmot_atmc.recipes.networks import load_keras, network_and_data, plan_operations, planned
 from tfmot_atmc.recipes.run import run_stages
 from tfmot_atmc.recipes.settings import CompressionSettings
+from tfmot_atmc.recipes.sources import radius_of
 from tfmot_atmc.utils.figures import results_figure, save_figure
 from tfmot_atmc.utils.files import write_json
+from tfmot_atmc.utils.locks import locked
 from tfmot_atmc.version import __version__
 
 __all__ = [
@@ -103,7 +105,32 @@ def run_compression(
     chosen = _with_ratio(settings, *plans)
     out = Path(str(settings.out))
     out.mkdir(parents=True, exist_ok=True)
-    trained, seconds = _train(chosen, start, data, training_attack, verbose, say)
+    with locked(out / ".run.lock", "run"):
+        trained, seconds = _train(chosen, start, data, training_attack, verbose, say)
+        results = {
+            "settings": dataclasses.asdict(settings),
+            "command": list(command),
+            "versions": package_versions(),
+            "seconds": seconds,
+            "training_attack": attacks.serialize(training_attack),
+            **_results(settings, trained, start, data, plan, verbose, say),
+        }
+        write_json(out / "results.json", results)
+        save_figure(results_figure(results), out / "results.png")
+    return json.loads((out / "results.json").read_text())
+
+
+def _results(
+    settings: CompressionSettings,
+    trained: CompressedModel,
+    start: keras.Model,
+    data: Dataset,
+    plan: BudgetPlan | None,
+    verbose: int,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Exports and measures what was trained; returns what is to be kept of it."""
+    out = Path(str(settings.out))
     # Each kernel in the form of fewer bytes: a product of sparse factors may be dense.
     final = trained
     if isinstance(trained, CompressedModel):
@@ -129,12 +156,8 @@ def run_compression(
     targets = _targets((dense, compressed, twin), {"tflite": file, "c": code})
     evaluation = _evaluate(settings, data, targets, verbose, say)
     report = trained.compression_report()
-    results = {
-        "settings": dataclasses.asdict(settings),
-        "command": list(command),
-        "versions": package_versions(),
-        "seconds": seconds,
-        "training_attack": attacks.serialize(training_attack),
+    return {
+        "measure": MEASURES[data.task],
         "evaluation": evaluation,
         "compression": report.to_dict(),
         "bytes": _bytes(report, dense_file.bytes, file.bytes),
@@ -143,9 +166,6 @@ def run_compression(
         "warnings": _warnings(data, evaluation, file.warnings),
         "c": None if code is None else code.to_dict(),
     }
-    write_json(out / "results.json", results)
-    save_figure(results_figure(results), out / "results.png")
-    return json.loads((out / "results.json").read_text())
 
 
 def make_attack(name: str, epsilon: Any, steps: int | None = None, **arguments: Any) -> Attack:
@@ -181,12 +201,12 @@ def make_attack(name: str, epsilon: Any, steps: int | None = None, **arguments: 
     return kind.from_config(attack.get_config() | {"steps": steps})
 
 
-def standard_attacks(epsilon: float, bounds: tuple[Any, Any] = (0.0, 1.0)) -> dict[str, Attack]:
+def standard_attacks(epsilon: Any, bounds: tuple[Any, Any] = (0.0, 1.0)) -> dict[str, Attack]:
     """Returns the attacks every result is given for: the papers' PGD-16, and a longer PGD-40.
 
     Args:
-        epsilon: radius in input units.
-        bounds: lowest and highest value of an input.
+        epsilon: radius in input units, one for all features or one for each.
+        bounds: lowest and highest value of an input, likewise.
     """
     common: dict[str, Any] = {"epsilon": epsilon, "bounds": bounds}
     return {
@@ -221,9 +241,10 @@ def _fit(
 ) -> FittedModel:
     """Exports within the size; what matters is measured on training images, attacked ones too."""
     deployed = deploy(trained, optimize="size", values="int8").model
-    attack = standard_attacks(float(settings.epsilon or 0), data.bounds)["PGD-16"]
+    attack = standard_attacks(radius_of(settings.epsilon, data), data.bounds)["PGD-16"]
     x, y = data.x_train[:_PARITY_EXAMPLES], data.y_train[:_PARITY_EXAMPLES]
-    attacked = attack(deployed, tf.constant(x), tf.constant(y)).numpy()
+    seed = tf.constant([settings.seed, attack.seed], tf.int64)
+    attacked = attacker(deployed, attack, data)(x, y, seed)
     fitted = fit_to_bytes(deployed, path, settings.max_bytes or 0, np.concatenate([x, attacked]))
     gone = ", ".join(f"{count} of {name}" for name, count in fitted.removed.items())
     say(
@@ -236,6 +257,8 @@ def _fit(
 def _ends(settings: CompressionSettings, data: Dataset) -> dict[str, Any]:
     """What the file takes and returns, and the names of its classes."""
     found: dict[str, Any] = {"class_names": data.class_names}
+    if data.task != "classes":
+        found["min_agreement"] = 0.0  # the largest output means nothing there
     if settings.input_type != "float32":
         found |= {
             "values": "full_int8",
@@ -256,13 +279,13 @@ def _budget(plan: BudgetPlan, fitted: FittedModel) -> dict[str, Any]:
 
 
 def _training_attack(settings: CompressionSettings, data: Dataset) -> Attack:
-    slope = settings.backward_slope
+    slope, epsilon = settings.backward_slope, radius_of(settings.epsilon, data)
     more: dict[str, Any] = {"bounds": data.bounds}
     if slope is not None:
         more["backward_slope"] = slope
     if settings.attack.lower() == "atta":  # `run_stages` knows the data it carries them through
-        return attacks.ATTA(epsilon=settings.epsilon, steps=settings.steps or 1, **more)
-    return make_attack(settings.attack, settings.epsilon, settings.steps, **more)
+        return attacks.ATTA(epsilon=epsilon, steps=settings.steps or 1, **more)
+    return make_attack(settings.attack, epsilon, settings.steps, **more)
 
 
 def _train(
@@ -355,24 +378,12 @@ def _evaluate(
     """Attacks models, and files through their twin: names, targets and twins."""
     found = {}
     # One set for all: what was traced for a model serves the file that is attacked through it.
-    chosen = standard_attacks(float(settings.epsilon or 0), data.bounds)
+    chosen = standard_attacks(radius_of(settings.epsilon, data), data.bounds)
     for name, target, source in targets:
         say(f"Attacking the {name} model")
-        report = evaluate_robustness(
-            target,
-            (data.x_test, data.y_test),
-            attacks=chosen,
-            source=source,
-            drop_broken=False,
-            seed=settings.seed,
-            verbose=verbose,
+        found[name] = measured(
+            target, data, chosen, source=source, seed=settings.seed, verbose=verbose
         )
-        accuracies = zip(("PGD-16", "PGD-40"), report.attacks, strict=True)
-        found[name] = {
-            "clean": report.clean_accuracy,
-            **{attack: result.accuracy for attack, result in accuracies},
-            "report": report.to_dict(),
-        }
     return found
 
 

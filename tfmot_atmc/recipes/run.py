@@ -21,6 +21,7 @@ from tfmot_atmc.compression.model import CompressedModel
 from tfmot_atmc.datasets.augmentation import KeyedBatches
 from tfmot_atmc.datasets.loading import PADDING, EpochBatches
 from tfmot_atmc.datasets.splits import Dataset
+from tfmot_atmc.recipes.aims import loss_for, metrics_for
 from tfmot_atmc.recipes.stages import (
     PRESETS,
     CoupledSGD,
@@ -66,7 +67,8 @@ def run_stages(
     after its last finished epoch, to the same weights as an unbroken run.
 
     Args:
-        model: a built Keras model with logits as outputs.
+        model: a built Keras model with one output: logits or probabilities of classes (of two
+            also one), of answers of yes or no, or numbers, as `data` has them.
         stages: the stages, in order.
         data: training and validation data, inputs in the attack's bounds.
         attack: the attack used in training. An `ATTA` without data is sized for `data` and what
@@ -180,11 +182,8 @@ def _run_stage(
     verbose: Any,
     extra_callbacks: Sequence[keras.callbacks.Callback],
 ) -> _Progress:
-    model.compile(
-        stage.make_optimizer(_steps(stage, data)),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
+    loss = loss_for(model.model, data)
+    model.compile(stage.make_optimizer(_steps(stage, data)), loss, metrics=metrics_for(loss))
     diverged = out / f"{stage.name}.diverged.keras"
     log = _Progress(out, stage.name)
     model.fit(

@@ -11,7 +11,7 @@ from tfmot_atmc import attacks, methods, models
 from tfmot_atmc.math import parse_bytes, parse_count
 from tfmot_atmc.methods import AdversarialLoss, Method
 from tfmot_atmc.recipes.defaults import OWN, defaults
-from tfmot_atmc.recipes.sources import parse_bounds
+from tfmot_atmc.recipes.sources import default_epsilon, parse_values
 from tfmot_atmc.recipes.stages import Stage, check_optimizer, dense_stage
 
 __all__ = ["CompressionSettings"]
@@ -41,7 +41,8 @@ class CompressionSettings:
             proportion to their sizes to the power p, where the method has a budget of nonzeros.
         floors: share in [0, 1] of the one budget that is assured to layers, so that small ones are
             not emptied; 0 for the paper's global budget; by default the method's own.
-        epsilon: radius of the attacks, in input units.
+        epsilon: radius of the attacks, in input units, such as 8/255; of vectors one for each
+            feature, 0.1,0.2, or by column, age=1,income=50: columns not named are left alone.
         attack: name of the training attack. `"wrm"` has no epsilon: it is then that of the tests
             alone. `"atta"` takes one step by default, and carries perturbations within each stage.
         steps: steps of the training attack, where it takes steps.
@@ -61,7 +62,8 @@ class CompressionSettings:
         data_dir: folder of tensorflow-datasets.
         data: data of your own in place of a dataset: a folder with one folder of images a class, an
             .npz file with x and y, or a directory that tf.data saved.
-        bounds: lowest and highest value of its inputs, such as 0,255; by default 0,1 for images.
+        bounds: lowest and highest value of its inputs, such as 0,255; by default 0,1 for images. Of
+            vectors a range for each feature, 0:1,0:50, or by column, age=0:120,income=0:1e6.
         image_size: height and width to bring images of a folder to, such as 96,96.
         input_type: type of the .tflite file's inputs; with uint8 or int8 it computes in integers,
             and its outputs have that type too.
@@ -80,7 +82,7 @@ class CompressionSettings:
     bits: int | None = None
     layer_exponent: float | None = None
     floors: float | None = None
-    epsilon: float | None = None
+    epsilon: float | str | None = None
     attack: str = "pgd"
     steps: int | None = None
     objective: Literal["adversarial", "half", "trades"] = "adversarial"
@@ -113,7 +115,7 @@ class CompressionSettings:
             "model": model,
             "ratio": None if self._finds_ratio() else known.ratio,
             "bits": known.bits if kind.codebooks else 32,
-            "epsilon": known.epsilon * _range(self.bounds),
+            "epsilon": default_epsilon(known.epsilon, self.bounds),
             "steps": 1 if self.attack.lower() == "atta" else known.steps,
             "dense_epochs": known.dense_epochs
             if model in models.names() and kind.starts_dense
@@ -124,6 +126,9 @@ class CompressionSettings:
         }
         missing = {name: value for name, value in filled.items() if getattr(self, name) is None}
         found = dataclasses.replace(self, **missing)
+        epsilon = parse_values(found.epsilon)
+        if isinstance(epsilon, float):
+            found = dataclasses.replace(found, epsilon=epsilon)
         found._check()
         return found
 
@@ -251,9 +256,3 @@ class CompressionSettings:
             stage = dataclasses.replace(stage, objective=loss)
         factor = 1.0 if self.learning_rate is None else self.learning_rate
         return dataclasses.replace(stage, learning_rate=factor * stage.learning_rate)
-
-
-def _range(bounds: str | None) -> float:
-    """How far inputs reach, by which a default radius for [0, 1] is scaled."""
-    low, high = parse_bounds(bounds) or (0.0, 1.0)
-    return high - low

@@ -20,6 +20,7 @@ import tensorflow as tf
 from tfmot_atmc.study.description import Description
 from tfmot_atmc.study.jobs import Job, expand
 from tfmot_atmc.study.work import do
+from tfmot_atmc.utils.locks import locked
 
 __all__ = ["Outcome", "Task", "Workers", "attempt", "exclusive"]
 
@@ -168,33 +169,12 @@ def exclusive(out: str | os.PathLike[str]) -> Iterator[None]:
     Raises:
         RuntimeError: if another study runs in it.
     """
-    with _locked(Path(out) / ".study.lock", shared=False, seconds=0.0):
-        with _locked(Path(out) / ".workers.lock", shared=False, seconds=_WAIT_FOR_OLD_WORKERS):
+    with locked(Path(out) / ".study.lock", "study"):
+        with locked(Path(out) / ".workers.lock", "study", seconds=_WAIT_FOR_OLD_WORKERS):
             pass
         yield
 
 
 def _shared(out: str) -> contextlib.AbstractContextManager[None]:
-    return _locked(Path(out) / ".workers.lock", shared=True, seconds=_WAIT_FOR_OLD_WORKERS)
-
-
-@contextlib.contextmanager
-def _locked(path: Path, shared: bool, seconds: float) -> Iterator[None]:
-    try:
-        import fcntl
-    except ImportError:  # a system without these locks
-        yield
-        return
-    with open(path, "w") as file:
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if time.monotonic() >= deadline:
-                    raise RuntimeError(
-                        f"Another study runs in {path.parent}. Wait for it, or give another folder."
-                    ) from error
-                time.sleep(0.1)
-        yield
+    path = Path(out) / ".workers.lock"
+    return locked(path, "study", shared=True, seconds=_WAIT_FOR_OLD_WORKERS)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -32,22 +33,44 @@ def results_figure(results: dict[str, Any]) -> Figure:
     grid = figure.add_gridspec(2, 5)
     accuracy, sizes = figure.add_subplot(grid[0, :3]), figure.add_subplot(grid[0, 3:])
     named = {"dense": "dense", "compressed": "compressed", "tflite": ".tflite"}
-    accuracy_bars(
-        accuracy,
-        {
-            label: {kind: results["evaluation"][name][kind] for kind in _COLORS}
-            for name, label in named.items()
-        },
-    )
-    accuracy.set_title(f"Accuracy, epsilon {settings['epsilon']:.3g}")
+    measured = {
+        label: {kind: results["evaluation"][name][kind] for kind in _COLORS}
+        for name, label in named.items()
+    }
+    if results.get("measure") == "mean square error":
+        _loss_bars(accuracy, measured)
+    else:
+        accuracy_bars(accuracy, measured)
+    measure = results.get("measure", "accuracy").capitalize()
+    accuracy.set_title(f"{measure}, epsilon {_short(settings['epsilon'])}")
     _size_bars(sizes, results["bytes"], results.get("budget"))
     _layer_bars(figure.add_subplot(grid[1, :]), results["compression"])
     figure.suptitle(
-        f"{settings['method'].upper()} on {settings['dataset']}, {settings['bits']} bits, "
+        f"{settings['method'].upper()} on {settings.get('data') or settings['dataset']}, "
+        f"{settings['bits']} bits, "
         f"{results['compression']['nonzeros']:,} nonzeros for "
         f"{results['compression']['dense_parameters']:,} dense parameters"
     )
     return figure
+
+
+def _short(epsilon: Any) -> str:
+    return f"{epsilon:.3g}" if isinstance(epsilon, float) else textwrap.shorten(epsilon, 40)
+
+
+def _loss_bars(axes: Any, losses: dict[str, dict[str, float]]) -> None:
+    """Draws grouped bars of losses; less is better."""
+    width = 0.8 / len(_COLORS)
+    for number, (kind, color) in enumerate(_COLORS.items()):
+        places = np.arange(len(losses)) + (number - (len(_COLORS) - 1) / 2) * width
+        heights = [group[kind] for group in losses.values()]
+        bars = axes.bar(places, heights, 0.93 * width, label=kind, color=color)
+        axes.bar_label(bars, fmt="%.3g", fontsize=8, padding=1)
+    axes.set_xticks(range(len(losses)), list(losses))
+    axes.set(ylabel="less is better")
+    axes.margins(y=0.2)
+    axes.legend(ncols=len(_COLORS), frameon=False, loc="upper center")
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def accuracy_bars(axes: Any, accuracies: dict[str, dict[str, float]]) -> None:
