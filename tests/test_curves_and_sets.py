@@ -221,10 +221,32 @@ def test_examples_are_drawn_with_what_the_target_says(model, examples):
     for axes, answer, truth in zip(figure.axes[3:6], answers, examples.y, strict=False):
         assert axes.get_title() == "abcd"[answer]
         assert (axes.title.get_color() == "black") == (answer == truth)
-    with pytest.raises(ValueError, match="Only images"):
-        plot_examples(AdversarialSet(X, X, Y, {"class_name": "FGSM"}, "hand"), middle)
+    cubes = np.zeros((4, 3, 3, 2), "float32")
+    with pytest.raises(ValueError, match="Only images.*and curves"):
+        plot_examples(AdversarialSet(cubes, cubes, Y[:4], {"class_name": "FGSM"}, "hand"), middle)
     with pytest.raises(ValueError, match="count"):
         plot_examples(examples, model, count=0)
+
+
+@pytest.mark.parametrize("channels", [None, 1, 3])
+def test_vectors_and_signals_are_drawn_as_curves(channels):
+    shape = (5, 40) if channels is None else (5, 40, channels)
+    clean = np.random.default_rng(0).normal(size=shape).astype("float32")
+    moved = clean + np.float32(0.5) * np.sign(clean)
+    first = (slice(None), 0) if channels is None else (slice(None), 0, 0)
+
+    def sign(x):
+        return tf.stack([x[first], -x[first]], axis=-1)
+
+    y = sign(clean).numpy().argmax(axis=-1)
+    found = AdversarialSet(clean, moved, y, {"class_name": "FGSM"}, "hand")
+    axes = plot_examples(found, sign, count=2).axes
+    assert len(axes) == 6 and not axes[0].images
+    assert [len(each.lines) for each in axes] == [channels or 1] * 6
+    line = clean[0] if channels is None else clean[0, :, 0]
+    np.testing.assert_array_equal(axes[0].lines[0].get_ydata(), line)
+    np.testing.assert_allclose(np.abs(axes[4].lines[0].get_ydata()), 0.5, atol=1e-6)
+    assert axes[4].get_ylim() == pytest.approx((-0.55, 0.55), rel=1e-5)
 
 
 def test_the_command_line_draws_a_picture(tmp_path, capsys):

@@ -137,10 +137,28 @@ def test_bytes_and_images_without_their_channel_are_taken(folder, data):
     np.save(folder / "single.npy", codes[0])
     np.save(folder / "single_plane.npy", codes[0, ..., 0])
     names = ("bytes", "floats", "single", "single_plane")
-    texts = [_run(folder, "classify.py", "one.tflite", f"{name}.npy") for name in names]
+    texts = [
+        _run(folder, "classify.py", "one.tflite", f"{name}.npy", "--divide=255") for name in names
+    ]
     assert len(texts[0].splitlines()) == COUNT
     assert texts[0] == texts[1]
     assert texts[2] == texts[3] == texts[0].splitlines(keepends=True)[0]
+
+
+def test_a_camera_s_bytes_go_in_as_they_are_and_classes_have_their_names(folder, model, data):
+    path, names = folder / "camera.tflite", [f"digit {i}" for i in range(10)]
+    given = {"representative": data.x_train[:100], "input_type": "uint8", "output_type": "uint8"}
+    export.export_tflite(
+        model, path, values="full_int8", class_names=names, measure_latency=False, **given
+    )
+    codes = np.round(data.x_test[:COUNT] * 255).astype(np.uint8)
+    np.save(folder / "codes.npy", codes)
+    lines = _run(folder, "classify.py", "camera.tflite", "codes.npy", "--top=1").splitlines()
+    outputs = export.TFLiteModel(path)(codes)[0]
+    expected = [f"{i}: digit {c} " for i, c in enumerate(outputs.argmax(axis=1))]
+    assert all(line.startswith(told) for line, told in zip(lines, expected, strict=True))
+    asked = _run(folder, "classify.py", "one.tflite", "codes.npy", fails=True)
+    assert "--divide 255 where it takes values in [0, 1]" in asked
 
 
 def _broken(folder):

@@ -3,22 +3,27 @@
 
     python classify.py model.tflite images.npy --labels labels.npy --top 3
 
-`images.npy` holds floats in [0, 1] or bytes in [0, 255], shaped `[count, height, width, channels]`;
-the last axis may be left out where the model takes one channel, and the first for one image. Each
+`images.npy` holds floats in the units of the model or bytes as a camera gives them, shaped
+`[count, height, width, channels]`; the last axis may be left out where the model takes one channel,
+and the first for one image. A file with a uint8 input takes bytes as they are; for any other,
+`--divide 255` says that the model takes values in [0, 1], `--divide 1` that it takes 0 to 255. Each
 line names the likeliest classes of one image and their scores.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from typing import Any
 
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
 _IDENTIFIER = b"TFL3"  # bytes 4 to 8 of every .tflite file
+_NOTES = b"tfmot_atmc"  # where the exporter writes the names of the classes
 _SUM_TOLERANCE = 0.05  # how far quantisation may move the sum of ten probabilities from 1
 
 
@@ -65,23 +70,33 @@ def load_array(path: str) -> np.ndarray:
             raise ValueError(f"{path} is not a .npy file of numbers: {error}") from error
 
 
-def prepare_images(images: np.ndarray, signature: np.ndarray) -> np.ndarray:
-    """Brings images to float32 in [0, 1] and to the model's shape.
+def prepare_images(
+    images: np.ndarray, signature: np.ndarray, divide: float | None = None, raw: bool = False
+) -> np.ndarray:
+    """Brings images to the model's units and shape.
 
     Args:
-        images: Floats, or bytes in [0, 255], of shape `[count, ...]` or of one image's shape.
+        images: Floats in these units, or bytes, of shape `[count, ...]` or of one image's shape.
         signature: Shape that the model takes, batch first; -1 where any size is taken.
+        divide: What bytes are divided by, to be in the units of the model.
+        raw: Whether the model takes bytes as they are.
 
     Returns:
-        float32 array `[count, ...]`.
+        Array `[count, ...]`, uint8 where the model takes bytes as they are, else float32.
 
     Raises:
-        ValueError: If the type or the shape does not fit, a value is not finite, or there is no
-            image.
+        ValueError: If the type or the shape does not fit, a value is not finite, there is no image,
+            or it is not told what bytes mean.
     """
     wanted = tuple(int(size) for size in signature[1:])
     if images.dtype == np.uint8:
-        images = images.astype(np.float32) / np.float32(255)
+        if divide is not None:
+            images = images.astype(np.float32) / np.float32(divide)
+        elif not raw:
+            raise ValueError(
+                "The images are bytes and the model takes other values: add --divide 255 where it "
+                "takes values in [0, 1], or --divide 1 where it takes 0 to 255."
+            )
     elif images.dtype.kind != "f":
         raise ValueError(f"Expected images of floats or of uint8, got {images.dtype}.")
     given = images.shape
@@ -96,6 +111,8 @@ def prepare_images(images: np.ndarray, signature: np.ndarray) -> np.ndarray:
         )
     if not len(images):
         raise ValueError("The array holds no image.")
+    if images.dtype == np.uint8:
+        return images
     with np.errstate(over="ignore"):
         images = images.astype(np.float32)
     finite = np.isfinite(images).reshape(len(images), -1).all(axis=1)
@@ -113,6 +130,8 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 def quantize(values: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
     """Converts float32 values to the type of a tensor, by its scale and zero point."""
     kind = np.dtype(detail["dtype"])
+    if values.dtype == kind == np.uint8:
+        return values
     if kind.kind == "f":
         return values.astype(kind)
     scale, zero_point = detail["quantization"]
@@ -134,12 +153,13 @@ def dequantize(values: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
     return (values.astype(np.float32) - zero_point) * np.float32(scale)
 
 
-def run(interpreter: Interpreter, images: np.ndarray) -> np.ndarray:
+def run(interpreter: Interpreter, images: np.ndarray, divide: float | None = None) -> np.ndarray:
     """Runs a model on images, in its static batch or one by one.
 
     Args:
         interpreter: An interpreter of a model with one input and one output `[batch, classes]`.
         images: Array as `load_array` returns it; see `prepare_images`.
+        divide: What bytes are divided by; None: they go in as they are.
 
     Returns:
         float32 array `[count, classes]`.
@@ -154,7 +174,8 @@ def run(interpreter: Interpreter, images: np.ndarray) -> np.ndarray:
         )
     if len(inputs[0]["shape_signature"]) < 2:
         raise ValueError(f"Expected an input [batch, ...], got {inputs[0]['shape_signature']}.")
-    values = prepare_images(images, inputs[0]["shape_signature"])
+    raw = np.dtype(inputs[0]["dtype"]) == np.uint8
+    values = prepare_images(images, inputs[0]["shape_signature"], divide, raw)
     codes = quantize(values, inputs[0])
     size = max(1, int(inputs[0]["shape_signature"][0]))
     parts = []
@@ -186,13 +207,27 @@ def to_scores(outputs: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def report(outputs: np.ndarray, labels: np.ndarray | None, top: int) -> list[str]:
+def class_names(path: str) -> list[str]:
+    """Returns the names of the classes that the file's metadata holds; none where it has none."""
+    with open(path, "rb") as file:
+        model = schema.Model.GetRootAs(file.read())
+    for index in range(model.MetadataLength()):
+        entry = model.Metadata(index)
+        if entry.Name() == _NOTES:
+            notes = json.loads(model.Buffers(entry.Buffer()).DataAsNumpy().tobytes())
+            return [str(name) for name in notes.get("class_names", [])]
+    return []
+
+
+def report(outputs: np.ndarray, labels: np.ndarray | None, top: int, names: list[str]) -> list[str]:
     """Returns one line for each image and, where labels are given, one with the accuracy."""
     scores = to_scores(outputs)
     order = np.argsort(-outputs, axis=1, kind="stable")
     lines = []
     for image, classes in enumerate(order[:, :top]):
-        likeliest = "  ".join(f"{c} {scores[image, c]:.4f}" for c in classes)
+        likeliest = "  ".join(
+            f"{names[c] if c < len(names) else c} {scores[image, c]:.4f}" for c in classes
+        )
         lines.append(f"{image}: {likeliest}")
     if labels is not None:
         if labels.shape != (len(outputs),) or labels.dtype.kind not in "iu":
@@ -208,7 +243,10 @@ def report(outputs: np.ndarray, labels: np.ndarray | None, top: int) -> list[str
 def main() -> None:
     parser = argparse.ArgumentParser(description="Classifies images with a .tflite file.")
     parser.add_argument("model", help="the .tflite file")
-    parser.add_argument("images", help="a .npy file: floats in [0, 1], or bytes")
+    parser.add_argument("images", help="a .npy file: floats in the model's units, or bytes")
+    parser.add_argument(
+        "--divide", type=float, help="divide bytes by this: 255 for models of values in [0, 1]"
+    )
     parser.add_argument("--labels", help="a .npy file with the true class of each image")
     parser.add_argument("--top", type=int, default=3, help="classes to print for each image")
     parser.add_argument("--threads", type=int, default=1, help="threads to run with")
@@ -219,9 +257,10 @@ def main() -> None:
         interpreter = load_interpreter(arguments.model, threads=arguments.threads)
         images = load_array(arguments.images)
         labels = load_array(arguments.labels) if arguments.labels else None
-        if images.dtype.kind == "f" and images.size and (images.min() < 0 or images.max() > 1):
-            print("warning: some values lie outside [0, 1]", file=sys.stderr)
-        lines = report(run(interpreter, images), labels, arguments.top)
+        if arguments.divide is not None and not arguments.divide > 0:
+            raise ValueError(f"--divide must be above 0, got {arguments.divide}.")
+        outputs = run(interpreter, images, arguments.divide)
+        lines = report(outputs, labels, arguments.top, class_names(arguments.model))
     except (OSError, ValueError) as error:
         parser.exit(1, f"{os.path.basename(sys.argv[0])}: error: {error}\n")
     print("\n".join(lines))

@@ -189,20 +189,7 @@ def _show_curve(
         verbose=int(console.is_terminal),
         **where,
     )
-    rows = [
-        (f"{value:g}", f"{accuracy:.2%}", f"{low:.2%} - {high:.2%}")
-        for value, accuracy, (low, high) in zip(
-            curve.values, curve.accuracies, curve.intervals, strict=True
-        )
-    ]
-    made = f", made on {curve.source}" if curve.source else ""
-    title = (
-        f"{curve.target} under {curve.attack}{made}: {curve.n} examples, "
-        f"clean {curve.clean_accuracy:.2%}"
-    )
-    print_table(console, title, (curve.over, "right", "95% interval"), rows)
-    for warning in curve.warnings:
-        console.print(f"Warning: {warning}", highlight=False, markup=False)
+    console.print(str(curve), highlight=False, markup=False)
     if values.out is not None:
         curve.save(values.out)
     if values.picture is not None:

@@ -17,7 +17,7 @@ from tfmot_atmc.export import stored_bytes
 from tfmot_atmc.kernels import live_channels
 from tfmot_atmc.slimming import can_factor, factor_layers, is_graph, kept_channels, layer_costs
 from tfmot_atmc.utils.keras_internals import calls_of, flat_layers
-from tfmot_atmc.utils.tables import table_text
+from tfmot_atmc.utils.shown import Shown, TablePart
 
 OBJECTIVES = ("size", "latency", "balanced")
 # What one more layer costs in a file (measured), and what starting it costs in time, as the
@@ -50,7 +50,7 @@ class FormChoice:
 
 
 @dataclasses.dataclass(frozen=True)
-class Deployment:
+class Deployment(Shown):
     """A plain model ready for export, and the forms chosen.
 
     Attributes:
@@ -61,7 +61,7 @@ class Deployment:
     model: keras.Model
     forms: tuple[FormChoice, ...]
 
-    def __str__(self) -> str:
+    def _parts(self) -> list[str | TablePart]:
         columns = ("layer", "form", "composed", "factored", "MACs", "factored", "inner")
         rows = [
             (
@@ -75,7 +75,7 @@ class Deployment:
             )
             for form in self.forms
         ]
-        return table_text(columns, rows)
+        return [(columns, rows)]
 
 
 def deploy(model: CompressedModel, *, optimize: str = "size", values: str = "auto") -> Deployment:

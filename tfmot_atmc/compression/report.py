@@ -13,8 +13,7 @@ import numpy as np
 from tfmot_atmc.compression.wrapping import LayerDecision, WrappedKernel
 from tfmot_atmc.math import paper_bits
 from tfmot_atmc.slimming.dead import ADVICE, DeadLayer
-from tfmot_atmc.utils.html import html_report
-from tfmot_atmc.utils.tables import table_text
+from tfmot_atmc.utils.shown import Shown, TablePart
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class FactorReport:
 
 
 @dataclass(frozen=True)
-class CompressionReport:
+class CompressionReport(Shown):
     """What was compressed, what was left alone and why.
 
     Attributes:
@@ -125,17 +124,12 @@ class CompressionReport:
         rest = 4 * self.untouched_parameters
         return 4 * self.dense_parameters + rest, -(-self.paper_bits // 8) + rest
 
-    def __str__(self) -> str:
-        columns, *rows = self._rows()
-        return "\n".join([table_text(columns, rows), *self._notes()])
-
-    def _repr_html_(self) -> str:
-        return html_report(self._rows(), self._notes())
+    def _parts(self) -> list[str | TablePart]:
+        columns = ("layer", "type", "what", "parameters", "nonzeros", "values", "why")
+        return [(columns, self._rows()), *self._notes()]
 
     def _rows(self) -> list[tuple[Any, ...]]:
-        rows: list[tuple[Any, ...]] = [
-            ("layer", "type", "what", "parameters", "nonzeros", "values", "why")
-        ]
+        rows: list[tuple[Any, ...]] = []
         for layer in self.layers:
             mine = [f for f in self.factors if f.name.rsplit("/", 1)[0] == layer.layer]
             rows.append(

@@ -16,6 +16,7 @@ from tfmot_atmc import attacks as attacks_lib
 from tfmot_atmc.attacks import Attack
 from tfmot_atmc.evaluation.robustness import evaluate_robustness
 from tfmot_atmc.utils.files import write_json
+from tfmot_atmc.utils.shown import Shown, TablePart
 
 __all__ = ["RobustnessCurve", "robustness_curve"]
 
@@ -26,7 +27,7 @@ _RISING = (
 
 
 @dataclasses.dataclass(frozen=True)
-class RobustnessCurve:
+class RobustnessCurve(Shown):
     """Accuracy against the strength of an attack.
 
     Attributes:
@@ -64,6 +65,21 @@ class RobustnessCurve:
             path: file to write or replace; its folder must exist.
         """
         write_json(path, self.to_dict())
+
+    def _parts(self) -> list[str | TablePart]:
+        made = f", made on {self.source}" if self.source else ""
+        title = (
+            f"{self.target} under {self.attack}{made}: {self.n} examples, clean "
+            f"{self.clean_accuracy:.2%}"
+        )
+        rows = [
+            (f"{value:g}", f"{accuracy:.2%}", f"{low:.2%} - {high:.2%}")
+            for value, accuracy, (low, high) in zip(
+                self.values, self.accuracies, self.intervals, strict=True
+            )
+        ]
+        warned = [f"Warning: {warning}" for warning in self.warnings]
+        return [title, ((self.over, "right", "95% interval"), rows), *warned]
 
     def plot(self) -> Any:
         """Returns a `matplotlib.figure.Figure` of the curve with its intervals."""

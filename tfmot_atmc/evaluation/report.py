@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tfmot_atmc.utils.files import write_json
-from tfmot_atmc.utils.tables import table_text
+from tfmot_atmc.utils.shown import Shown, TablePart
 
 __all__ = [
     "NOT_RUN",
@@ -122,7 +122,7 @@ def count_classes(
 
 
 @dataclasses.dataclass(frozen=True)
-class RobustnessReport:
+class RobustnessReport(Shown):
     """Clean and adversarial accuracy of one target.
 
     Attributes:
@@ -195,7 +195,7 @@ class RobustnessReport:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)} is not a robustness report: {error}") from error
 
-    def __str__(self) -> str:
+    def _parts(self) -> list[str | TablePart]:
         found = [("clean", self.clean_accuracy, self.clean_interval, "", "")]
         for result in self.attacks:
             counts = (str(result.attacked), str(result.broken))
@@ -207,24 +207,24 @@ class RobustnessReport:
         ]
         title = f"Robustness of {self.target} on {self.n} examples"
         title += f", examples made on {self.source}" if self.source else ""
-        lines = [
+        parts: list[str | TablePart] = [
             title,
-            table_text(("", "accuracy", "95% interval", "attacked", "broken"), rows),
+            (("", "accuracy", "95% interval", "attacked", "broken"), rows),
             *self._weakest(),
             *self._second(),
             *(f"Warning: {warning}" for warning in self.warnings),
         ]
         passed = [name for name, found in self.checks.items() if found == PASSED]
         if passed:
-            lines.append(f"Checks passed: {', '.join(passed)}.")
+            parts.append(f"Checks passed: {', '.join(passed)}.")
         missing = [
             f"{name} ({found.removeprefix(NOT_RUN)})"
             for name, found in self.checks.items()
             if found.startswith(NOT_RUN)
         ]
         if missing:
-            lines.append(f"Checks not run: {', '.join(missing)}.")
-        return "\n".join(lines)
+            parts.append(f"Checks not run: {', '.join(missing)}.")
+        return parts
 
     def _second(self) -> list[str]:
         """Returns a line on the second opinion, where there is one."""

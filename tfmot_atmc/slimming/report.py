@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from tfmot_atmc.slimming.analysis import graph_of, is_graph, nodes_of
-from tfmot_atmc.utils.tables import table_text
+from tfmot_atmc.utils.shown import Shown, TablePart
 
 _KERNEL_ATTRIBUTES = ("kernel", "depthwise_kernel")
 
@@ -68,7 +68,7 @@ def layer_costs(model: keras.Model) -> list[LayerCost]:
 
 
 @dataclasses.dataclass(frozen=True)
-class SlimmingReport:
+class SlimmingReport(Shown):
     """A model before and after `slim_model`.
 
     Attributes:
@@ -94,7 +94,7 @@ class SlimmingReport:
         """Returns the report as plain Python objects."""
         return {**dataclasses.asdict(self), "macs": self.macs}
 
-    def __str__(self) -> str:
+    def _parts(self) -> list[str | TablePart]:
         after = {cost.name: cost for cost in self.after}
         columns = ("layer", "kernel", "slimmed", "parameters", "slimmed", "MACs", "slimmed")
         rows: list[tuple[Any, ...]] = []
@@ -113,14 +113,14 @@ class SlimmingReport:
             )
         (weights, fewer), (macs, less) = self.parameters, self.macs
         rows.append(("total", "", "", weights, fewer, macs, less))
-        lines = [table_text(columns, rows)]
+        parts: list[str | TablePart] = [(columns, rows)]
         if self.latency_ms is not None:
             before, now = self.latency_ms
-            lines.append(
+            parts.append(
                 f"latency {now:.3f} ms, before {before:.3f} ms ({before / now:.2f}x faster), "
                 "dense files, one thread"
             )
-        return "\n".join(lines)
+        return parts
 
 
 def compare_models(

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["WIDTH", "made_table", "table_text"]
+__all__ = ["WIDTH", "is_number", "made_table", "shown_cell", "table_text"]
 
 WIDTH = 100
 """Columns of text that a table takes at most; longer cells go on in the next line."""
@@ -32,10 +32,10 @@ def made_table(
         title: what stands above it.
         **style: arguments of `rich.table.Table`.
     """
-    cells = [[_shown(value) for value in row] for row in rows]
+    cells = [[shown_cell(value) for value in row] for row in rows]
     table = Table(title=title or None, title_justify="left", **style)
     for position, name in enumerate(columns):
-        numeric = bool(cells) and all(_NUMBER.fullmatch(row[position]) for row in cells)
+        numeric = bool(cells) and all(is_number(row[position]) for row in cells)
         justify: Any = "right" if numeric else "left"
         short = all(len(row[position]) <= _SHORT for row in cells)
         table.add_column(Text(name), justify=justify, overflow="fold", no_wrap=short)
@@ -65,7 +65,21 @@ def table_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-def _shown(value: Any) -> str:
+def is_number(cell: str) -> bool:
+    """Whether a cell holds a number, a dash or nothing, and so stands right.
+
+    Args:
+        cell: its text.
+    """
+    return _NUMBER.fullmatch(cell) is not None
+
+
+def shown_cell(value: Any) -> str:
+    """Returns the text of a cell.
+
+    Args:
+        value: whole numbers get separators, fractions four digits, None a dash.
+    """
     if value is None:
         return "-"
     if isinstance(value, int):

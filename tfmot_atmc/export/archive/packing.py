@@ -33,7 +33,7 @@ from tfmot_atmc.export.archive.unpacking import ArchiveError, Level, unpack
 from tfmot_atmc.export.tflite.flatbuffer import FILE_IDENTIFIER
 from tfmot_atmc.math.sizes import entropy_bits
 from tfmot_atmc.utils.files import write_bytes
-from tfmot_atmc.utils.tables import table_text
+from tfmot_atmc.utils.shown import Shown, TablePart
 
 __all__ = ["ArchiveError", "ArchiveReport", "pack", "pack_archive", "unpack", "unpack_archive"]
 
@@ -45,7 +45,7 @@ _SMALL = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
-class ArchiveReport:
+class ArchiveReport(Shown):
     """What `pack_archive` wrote. All sizes are in bytes.
 
     Attributes:
@@ -87,14 +87,15 @@ class ArchiveReport:
         """Returns the report as plain Python objects, derived figures included."""
         return {**dataclasses.asdict(self), "ratio": self.ratio, "overhead": self.overhead}
 
-    def __str__(self) -> str:
+    def _parts(self) -> list[str | TablePart]:
         head = (
             f"{self.path}: {self.archive_bytes:,} bytes ({self.ratio:.2f}x smaller than the file's "
             f"{self.bytes:,}), {self.tensors} constants coded"
         )
+        parts: list[str | TablePart] = [head]
         if self.overhead is not None:
-            head += (
-                f"\npositions and codes {self.overhead:.3f} times their entropy bound of "
+            parts.append(
+                f"positions and codes {self.overhead:.3f} times their entropy bound of "
                 f"{self.entropy_bound:,.0f} bytes"
             )
         rows = []
@@ -102,7 +103,7 @@ class ArchiveReport:
             nbytes = getattr(self, f"{name}_bytes")
             label = {"graph": "graph", "archive": "total"}.get(name, f"{name}s")
             rows.append((label, nbytes, f"{nbytes / self.archive_bytes:.1%}"))
-        return f"{head}\n{table_text(('part', 'bytes', 'share'), rows)}"
+        return [*parts, (("part", "bytes", "share"), rows)]
 
 
 class _Packer:

@@ -10,7 +10,7 @@ from typing import Any
 from tfmot_atmc.export.c.sizes import Footprint
 from tfmot_atmc.slimming import SlimmingReport
 from tfmot_atmc.utils.files import write_json
-from tfmot_atmc.utils.tables import table_text
+from tfmot_atmc.utils.shown import Shown, TablePart
 
 __all__ = ["CReport", "LayerSummary"]
 
@@ -40,7 +40,7 @@ class LayerSummary:
 
 
 @dataclasses.dataclass(frozen=True)
-class CReport:
+class CReport(Shown):
     """The measured outcome of `export_c`.
 
     Attributes:
@@ -105,14 +105,14 @@ class CReport:
         """Writes the report as JSON, whole or not at all."""
         write_json(path, self.to_dict())
 
-    def __str__(self) -> str:
+    def _parts(self) -> list[str | TablePart]:
         nonzeros = sum(layer.nonzeros for layer in self.layers)
         skipped = self.dense_operations - self.operations
         labels = (
             "" if self.label_agreement is None else f", labels agree {self.label_agreement:.2%}"
         )
         how = "the C code on this machine" if self.compiled else "NumPy in its place: no C compiler"
-        lines = [
+        parts: list[str | TablePart] = [
             f"{self.path}: {nonzeros:,} nonzero weights in {self.weight_bytes:,} bytes, "
             f"{self.table_bytes:,} bytes of other tables",
             f"{self.operations:,} multiplications an example, {skipped:,} skipped",
@@ -123,15 +123,15 @@ class CReport:
         ]
         if self.slimming is not None:
             before, after = self.slimming.parameters
-            lines.append(f"slimmed from {before:,} to {after:,} parameters")
+            parts.append(f"slimmed from {before:,} to {after:,} parameters")
         if self.footprints:
             rows = [
                 (f.cpu, f.optimize, f"{f.flash:,}", f"{f.static:,}", _stack(f))
                 for f in self.footprints
             ]
-            lines.append(table_text(("core", "level", "flash", "static RAM", "stack"), rows))
+            parts.append((("core", "level", "flash", "static RAM", "stack"), rows))
         else:
-            lines.append(
+            parts.append(
                 "flash not measured: install arm-none-eabi-gcc to see it with the code included"
             )
         stored = [
@@ -147,8 +147,8 @@ class CReport:
             for layer in self.layers
         ]
         header = ("layer", "rows", "nonzeros", "form", "bytes", "multiplications", "dense")
-        lines += self.warnings
-        return "\n".join([*lines, table_text(header, stored)])
+        parts += [f"Warning: {warning}" for warning in self.warnings]
+        return [*parts, (header, stored)]
 
 
 def _stack(footprint: Footprint) -> str:

@@ -16,6 +16,7 @@ from tfmot_atmc.export.tflite import flatbuffer, sparse
 from tfmot_atmc.math.sizes import entropy_bits
 from tfmot_atmc.slimming import SlimmingReport
 from tfmot_atmc.utils.files import write_json
+from tfmot_atmc.utils.shown import Shown, TablePart
 from tfmot_atmc.utils.tables import table_text
 
 
@@ -69,7 +70,7 @@ class TensorSummary:
 
 
 @dataclasses.dataclass(frozen=True)
-class ExportReport:
+class ExportReport(Shown):
     """The measured outcome of `export_tflite`.
 
     Attributes:
@@ -153,8 +154,8 @@ class ExportReport:
         """Writes the report as JSON, whole or not at all."""
         write_json(path, self.to_dict())
 
-    def __str__(self) -> str:
-        lines = [
+    def _parts(self) -> list[str | TablePart]:
+        lines: list[str | TablePart] = [
             f"{self.path}: {self.bytes:,} bytes ({self.compression:.2f}x smaller than the "
             f"converter's {self.dense_bytes:,}; gzip {self.gzip_bytes:,} and "
             f"{self.dense_gzip_bytes:,})",
@@ -183,7 +184,7 @@ class ExportReport:
         if not self.num_sparse:
             lines.append("no weight was sparse enough to be stored sparsely: the file is dense")
         lines += [f"Warning: {warning}" for warning in self.warnings]
-        return "\n".join([*lines, format_tensors(self.tensors)])
+        return [*lines, _tensor_table(self.tensors)]
 
 
 def format_tensors(tensors: tuple[TensorSummary, ...] | list[TensorSummary]) -> str:
@@ -195,6 +196,10 @@ def format_tensors(tensors: tuple[TensorSummary, ...] | list[TensorSummary]) -> 
     Returns:
         One header line and one line per tensor.
     """
+    return table_text(*_tensor_table(tensors))
+
+
+def _tensor_table(tensors: tuple[TensorSummary, ...] | list[TensorSummary]) -> TablePart:
     header = (
         "tensor",
         "shape",
@@ -225,7 +230,7 @@ def format_tensors(tensors: tuple[TensorSummary, ...] | list[TensorSummary]) -> 
                 "?" if tensor.entropy_bytes is None else f"{tensor.entropy_bytes:,.0f}",
             )
         )
-    return table_text(header, rows)
+    return header, rows
 
 
 def inspect_tflite(path: str | os.PathLike[str]) -> list[TensorSummary]:
