@@ -70,8 +70,11 @@ def continue_from(model: CompressedModel, before: Before) -> None:
             variable.assign(same[name][part])
     for kernel in model.kernels:
         kernel.kernel.check(kernel.variables)
-    values = counted(model.kernels, _values(model))
-    if any(c.holds_from_the_start and c.violation(values) for c in model.constraints):
+    values = _values(model)
+    if any(
+        c.holds_from_the_start and c.violation(counted(model.kernels, values, c.role))
+        for c in model.constraints
+    ):
         for value, (_, _, variable) in zip(made, variables, strict=True):
             variable.assign(value)
 

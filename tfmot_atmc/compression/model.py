@@ -45,6 +45,7 @@ from tfmot_atmc.utils.keras_internals import (
     layer_state,
     loss_tracker,
     place_randomness,
+    slots_of,
 )
 
 
@@ -129,7 +130,8 @@ class CompressedModel(BuiltFromOwnBatch, ModelWrapper):
         self._diverged = state(name="diverged", shape=(), dtype="bool", initializer="zeros")
         constraints = self.method.constraints()
         for constraint in constraints:
-            constraint.build(counted(self.kernels), self.dense_size, state)
+            factors = counted(self.kernels, role=constraint.role)
+            constraint.build(factors, self.dense_size, state)
         self.__dict__["_constraints"] = tuple(constraints)
         if self.validation_attack is not None or self.attack is not None:
             self._robust_loss = keras.metrics.Mean(name="robust_loss")
@@ -227,9 +229,9 @@ class CompressedModel(BuiltFromOwnBatch, ModelWrapper):
         values = [keras.ops.convert_to_numpy(f.variable) for f in self._factors()]
         # Sparsity before values: the codebook keeps zeros, and nonzeros nonzero.
         for constraint in reversed(self.constraints):
-            values = constrained(self.kernels, constraint.finalized, values)
+            values = constrained(self.kernels, constraint.finalized, values, constraint.role)
         for constraint in self.constraints:
-            violated = constraint.violation(counted(self.kernels, values))
+            violated = constraint.violation(counted(self.kernels, values, constraint.role))
             if violated:
                 raise ValueError(f"{type(constraint).__name__} does not hold: {violated}.")
         return values
@@ -240,7 +242,7 @@ class CompressedModel(BuiltFromOwnBatch, ModelWrapper):
         for factor, value in zip(self._factors(), values, strict=True):
             factor.variable.assign(value)
         for constraint in self.constraints:
-            constraint.adopt(counted(self.kernels, values))
+            constraint.adopt(counted(self.kernels, values, constraint.role))
 
     def apply_constraints(self, gradients: Sequence[tf.Tensor] | None = None) -> None:
         """Projects the factors; the last line of a custom training loop's step.
@@ -255,9 +257,13 @@ class CompressedModel(BuiltFromOwnBatch, ModelWrapper):
         given = None if gradients is None else [distribution.one(g) for g in gradients]
         moment = self._moment()
         for constraint in self.constraints:
-            constraint.project(moment, given)
+            constraint.project(moment, given if constraint.role == "weight" else None)
         for constraint in self.constraints:
             constraint.after_projection(moment)
+        optimizer = getattr(self, "optimizer", None)
+        for variable, mask in [pair for c in self.constraints for pair in c.cleared()]:
+            for slot in [] if optimizer is None else slots_of(optimizer, variable):
+                slot.assign(tf.where(mask, slot.value, tf.zeros_like(slot.value)))
         self._step.assign_add(1)
 
     def _moment(self) -> Moment:
@@ -269,7 +275,7 @@ class CompressedModel(BuiltFromOwnBatch, ModelWrapper):
         compiled = bool(getattr(self, "jit_compile", False)) or within_xla()
         for constraint in reversed(self.constraints):
             deploy = partial(constraint.deploy, compiled=compiled)
-            values = constrained(self.kernels, deploy, values)
+            values = constrained(self.kernels, deploy, values, constraint.role)
         return values
 
     # --- Keras's steps ------------------------------------------------------------------------

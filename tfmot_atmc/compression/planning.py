@@ -11,9 +11,10 @@ from typing import Any
 import keras
 
 from tfmot_atmc.compression.finish import refresh_statistics, tell_losses, tell_what_died
+from tfmot_atmc.constraints import Constraint
 from tfmot_atmc.utils import distribution
 
-__all__ = ["CompressionCallback", "UpdateCompression", "with_planning"]
+__all__ = ["CompressionCallback", "EpochWatch", "UpdateCompression", "with_planning"]
 
 
 class CompressionCallback(keras.callbacks.Callback):
@@ -134,22 +135,37 @@ class UpdateCompression(CompressionCallback):
             self._refreshed_at = model.step
 
 
+class EpochWatch(CompressionCallback):
+    """Tells the constraints of an epoch that has ended.
+
+    It stands first, so that callbacks that save the model see what the constraints made of it.
+    """
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Passes what Keras reports on."""
+        for constraint in self._compressed().constraints:
+            constraint.epoch_ended(dict(logs or {}))
+
+
 def with_planning(model: keras.Model, callbacks: Any) -> Any:
     """Returns what is given to `fit` as callbacks, with an `UpdateCompression` at its end.
 
     Args:
         model: the compressed model.
-        callbacks: None, a callback, a list of them or a `CallbackList`; one that has an
-            `UpdateCompression` is returned as it is.
+        callbacks: None, a callback, a list of them or a `CallbackList`, with or without an
+            `UpdateCompression`.
     """
     inside = getattr(callbacks, "callbacks", callbacks) or []
     inside = list(inside) if isinstance(inside, (list, tuple)) else [inside]
-    if any(getattr(callback, "plans_compression", False) for callback in inside):
-        return callbacks
-    added = UpdateCompression()
+    planned = any(getattr(callback, "plans_compression", False) for callback in inside)
+    watched = any(type(c).epoch_ended is not Constraint.epoch_ended for c in model.constraints)
+    first = [EpochWatch()] if watched else []
+    last = [] if planned else [UpdateCompression()]
     if not isinstance(callbacks, keras.callbacks.CallbackList):
-        return [*inside, added]
-    added.set_model(model)
-    added.set_params(callbacks.params)
-    callbacks.append(added)
+        return [*first, *inside, *last]
+    for added in (*first, *last):
+        added.set_model(model)
+        added.set_params(callbacks.params)
+    callbacks.callbacks[:0] = first
+    callbacks.callbacks.extend(last)
     return callbacks

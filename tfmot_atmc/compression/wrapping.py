@@ -155,20 +155,25 @@ def holds_composed(kernels: Sequence[WrappedKernel]) -> bool:
     return composed is not None and all(id(kernel) in composed for kernel in kernels)
 
 
-def counted(kernels: Sequence[WrappedKernel], values: Sequence[Any] | None = None) -> list[Any]:
-    """Returns the factors on which constraints act, or of one value for each factor theirs."""
+def counted(
+    kernels: Sequence[WrappedKernel], values: Sequence[Any] | None = None, role: str = "weight"
+) -> list[Any]:
+    """Returns the factors of a role, those that count by default, or their part of all values."""
     factors = [factor for kernel in kernels for factor in kernel.factors]
     given = factors if values is None else values
-    return [value for factor, value in zip(factors, given, strict=True) if factor.counts]
+    return [value for factor, value in zip(factors, given, strict=True) if factor.role == role]
 
 
 def constrained(
-    kernels: Sequence[WrappedKernel], step: Callable[[list], list], values: Sequence[Any]
+    kernels: Sequence[WrappedKernel],
+    step: Callable[[list], list],
+    values: Sequence[Any],
+    role: str = "weight",
 ) -> list[Any]:
-    """Returns the values of all factors after a constraint's step on those on which it acts."""
-    new = iter(step(counted(kernels, values)))
+    """Returns the values of all factors after a constraint's step on those of its role."""
+    new = iter(step(counted(kernels, values, role)))
     factors = [factor for kernel in kernels for factor in kernel.factors]
-    return [next(new) if f.counts else value for f, value in zip(factors, values, strict=True)]
+    return [next(new) if f.role == role else v for f, v in zip(factors, values, strict=True)]
 
 
 def wrap_kernels(

@@ -10,7 +10,10 @@ from tfmot_atmc.constraints.box import Box
 from tfmot_atmc.constraints.codebook import Codebook
 from tfmot_atmc.constraints.floors import FlooredSparsity
 from tfmot_atmc.constraints.layerwise import LayerwiseSparsity, sparsity
+from tfmot_atmc.constraints.moving import MovingSupport
 from tfmot_atmc.constraints.rank import GlobalRank
+from tfmot_atmc.constraints.rates import RateTarget
+from tfmot_atmc.constraints.rewired import Rewiring
 from tfmot_atmc.constraints.schedules import (
     BudgetSchedule,
     ConstantBudget,
@@ -35,7 +38,10 @@ __all__ = [
     "GlobalSparsity",
     "GradientGrowth",
     "LayerwiseSparsity",
+    "MovingSupport",
     "PruningScheduleBudget",
+    "RateTarget",
+    "Rewiring",
     "get_schedule",
     "sparsity",
 ]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ AddWeight = Callable[..., keras.Variable]
 class Factor:
     """One of the tensors that a kernel is made from.
 
-    Constraints are given those that count; scores and fixed tensors are not among them.
+    Constraints are given those of their role, as a rule those that count.
 
     Attributes:
         name: unique name, such as `"dense/kernel:V"`.
@@ -30,7 +30,8 @@ class Factor:
         growable: whether growth by gradient may open new entries here.
         separable: whether it is of a kernel that is read as vertical and horizontal filters.
         site: where its kernel sits; None for a variable on its own.
-        role: `"weight"`, `"score"` (trained, decides about weights) or `"fixed"` (never trained).
+        role: `"weight"`, `"score"` (trained, decides about weights), `"rate"` (trained, how many
+            weights are used) or `"fixed"` (never trained).
         cost: what one entry takes of a budget.
     """
 
@@ -45,7 +46,7 @@ class Factor:
 
     @property
     def counts(self) -> bool:
-        """Whether constraints act on it, and budgets count it."""
+        """Whether budgets count it."""
         return self.role == "weight"
 
     @property
@@ -130,11 +131,14 @@ class Constraint(Configurable, kind="constraint"):
     holds_from_the_start: bool = False
     """Whether `build` makes it hold and training keeps it, so that nothing projects later."""
 
+    role: str = "weight"
+    """The role of the factors that it is given: `"weight"`, or `"rate"` (`Kernel.roles`)."""
+
     def build(self, factors: Sequence[Factor], dense_size: int, add_weight: AddWeight) -> None:
         """Creates the constraint's own state.
 
         Args:
-            factors: all factors of the model that count, in a fixed order. Those that are not
+            factors: all factors of the model of its role, in a fixed order. Those that are not
                 `trained`, because their layer has been frozen, are left as they are from then on.
             dense_size: number of parameters of the dense kernels that the factors stand for.
             add_weight: creates a non-trainable, saved variable; takes `name`, `shape`, `dtype` and
@@ -151,6 +155,21 @@ class Constraint(Configurable, kind="constraint"):
 
     def after_projection(self, moment: Moment) -> None:
         """Updates the constraint's own state, seeing the projected factors."""
+
+    def cleared(self) -> list[tuple[keras.Variable, tf.Tensor]]:
+        """Returns factors with masks outside of which the optimizer's memory is set to zero.
+
+        The optimizer is the compiled one; its memory are its variables of the factor's shape, such
+        as momentum.
+        """
+        return []
+
+    def epoch_ended(self, logs: Mapping[str, float]) -> None:
+        """Takes note of an epoch of `fit` that has ended, before the next one begins.
+
+        Args:
+            logs: what Keras reports of it, validation included.
+        """
 
     def deploy(self, values: Sequence[tf.Tensor], compiled: bool = False) -> list[tf.Tensor]:
         """Returns feasible values near `values`, one tensor a factor.

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A support chosen once: the largest weights of the start, of all layers together or of each."""
+"""Constraints that say which weights may be nonzero, and one that chooses them at the start."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -22,7 +23,60 @@ from tfmot_atmc.constraints.sparsity import exact_budget
 from tfmot_atmc.math import allocate_budget, l0_masks
 
 
-class FixedSupport(Constraint):
+class Support(Constraint, abstract=True):
+    """A constraint that keeps which entries of each factor may be nonzero.
+
+    Subclasses call `_start` in `build`, and may move the masks afterwards.
+    """
+
+    clears_momentum: bool = False
+    """Whether what the optimizer keeps of entries outside the support is set to zero too."""
+
+    def _start(
+        self, factors: Sequence[Factor], masks: Sequence[tf.Tensor], add_weight: AddWeight
+    ) -> None:
+        """Keeps the masks, one a factor, and sets what is outside to zero."""
+        self._factors, self._masks = list(factors), []
+        for i, (factor, mask) in enumerate(zip(factors, masks, strict=True)):
+            variable = add_weight(
+                name=f"support_{i}", shape=factor.variable.shape, dtype="bool", initializer="ones"
+            )
+            variable.assign(mask)
+            self._masks.append(variable)
+        self._apply()
+
+    def _apply(self) -> None:
+        for factor, mask in zip(self._factors, self._masks, strict=True):
+            if not factor.trained:
+                continue
+            value = factor.read()
+            factor.variable.assign(tf.where(mask.value, value, tf.zeros_like(value)))
+
+    def project(self, moment: Moment, gradients: Sequence[tf.Tensor] | None) -> None:
+        self._apply()
+
+    def cleared(self) -> list[tuple[keras.Variable, tf.Tensor]]:
+        if not self.clears_momentum:
+            return []
+        pairs = zip(self._factors, self._masks, strict=True)
+        return [(factor.variable, mask.value) for factor, mask in pairs if factor.trained]
+
+    def finalized(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+        pairs = zip(
+            trained(self._factors, values), trained(self._factors, self._masks), strict=True
+        )
+        kept = [np.where(mask.numpy(), v, 0).astype(v.dtype) for v, mask in pairs]
+        return placed(self._factors, kept, values)
+
+    def violation(self, values: Sequence[np.ndarray]) -> str | None:
+        for factor, value, mask in zip(self._factors, values, self._masks, strict=True):
+            outside = int(np.count_nonzero(value[~mask.numpy()]))
+            if outside and factor.trained:
+                return f"{outside} nonzeros of {factor.name} outside the support"
+        return None
+
+
+class FixedSupport(Support):
     """Keeps the k largest magnitudes of the starting weights, and never changes which.
 
     Magnitude pruning in one shot, over all layers unless `layer_exponent` is given: the support is
@@ -67,14 +121,7 @@ class FixedSupport(Constraint):
         self._factors = list(factors)
         ratio, total = round(self.ratio or 0, 9), dense_cost(factors, dense_size)
         self.budget = exact_budget(ratio, total) if self.k is None else int(self.k)
-        self._masks = []
-        for i, (factor, mask) in enumerate(zip(factors, self._largest(), strict=True)):
-            variable = add_weight(
-                name=f"support_{i}", shape=factor.variable.shape, dtype="bool", initializer="ones"
-            )
-            variable.assign(mask)
-            self._masks.append(variable)
-        self._apply()
+        self._start(factors, self._largest(), add_weight)
 
     def _largest(self) -> list[tf.Tensor]:
         values = [factor.read() for factor in self._factors]
@@ -91,27 +138,3 @@ class FixedSupport(Constraint):
             found = l0_masks([values[i] for i in members], budget)
             masks.update(zip(members, found, strict=True))
         return [masks[i] for i in range(len(values))]
-
-    def _apply(self) -> None:
-        for factor, mask in zip(self._factors, self._masks, strict=True):
-            if not factor.trained:
-                continue
-            value = factor.read()
-            factor.variable.assign(tf.where(mask.value, value, tf.zeros_like(value)))
-
-    def project(self, moment: Moment, gradients: Sequence[tf.Tensor] | None) -> None:
-        self._apply()
-
-    def finalized(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
-        pairs = zip(
-            trained(self._factors, values), trained(self._factors, self._masks), strict=True
-        )
-        kept = [np.where(mask.numpy(), v, 0).astype(v.dtype) for v, mask in pairs]
-        return placed(self._factors, kept, values)
-
-    def violation(self, values: Sequence[np.ndarray]) -> str | None:
-        for factor, value, mask in zip(self._factors, values, self._masks, strict=True):
-            outside = int(np.count_nonzero(value[~mask.numpy()]))
-            if outside and factor.trained:
-                return f"{outside} nonzeros of {factor.name} outside the support"
-        return None

@@ -15,6 +15,7 @@ from tfmot_atmc.kernels.masked import (
     score_mask,
     signs_from_seed,
 )
+from tfmot_atmc.kernels.rated import RatedKernel, kept_of, rate_of, raw_of
 from tfmot_atmc.kernels.site import Site
 from tfmot_atmc.kernels.thin import thin_conv2d
 
@@ -25,10 +26,14 @@ __all__ = [
     "LowRankKernel",
     "MaskedKernel",
     "PlainKernel",
+    "RatedKernel",
     "SeededKernel",
     "Site",
     "binary_signs",
+    "kept_of",
     "live_channels",
+    "rate_of",
+    "raw_of",
     "score_mask",
     "signs_from_seed",
     "thin_conv2d",

@@ -27,8 +27,8 @@ class Kernel(Configurable, kind="kernel"):
 
     roles: Mapping[str, str] = {}
     """What each factor is: a trained `"weight"` (that of all not named here); a trained `"score"`,
-    which decides about weights and is neither counted nor constrained; or `"fixed"`, never trained
-    and kept bit for bit."""
+    which decides about weights; a trained `"rate"`, which says how many are used; or `"fixed"`,
+    never trained and kept bit for bit. Only weights are counted."""
 
     growable: frozenset[str] = frozenset({"W"})
     """Names of the factors in which growth by gradient may open new entries."""

@@ -18,7 +18,7 @@ __all__ = ["MaskedKernel", "SeededKernel", "score_mask", "signs_from_seed"]
 _TINY = float(np.finfo(np.float32).tiny)
 
 
-def score_mask(scores: tf.Tensor, kept: int) -> tf.Tensor:
+def score_mask(scores: tf.Tensor, kept: int | tf.Tensor) -> tf.Tensor:
     """Returns 1 where the scores of largest magnitude are and 0 elsewhere.
 
     Backward the mask counts as the magnitude, so that the gradient reaches every score but those
@@ -26,8 +26,8 @@ def score_mask(scores: tf.Tensor, kept: int) -> tf.Tensor:
 
     Args:
         scores: float32 tensor of any shape.
-        kept: number of ones. It is exact: among equal scores, and among those that vanish, the
-            lower flat index comes first.
+        kept: number of ones, or a scalar int32 tensor. It is exact: among equal scores, and among
+            those that vanish, the lower flat index comes first.
 
     Returns:
         A tensor like `scores`.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Projections, codebooks and size accounting in plain TensorFlow and NumPy."""
 
-from tfmot_atmc.math.allocation import allocate_budget
+from tfmot_atmc.math.allocation import allocate_budget, allocate_by_inverse
 from tfmot_atmc.math.clustering import (
     ZeroKMeans,
     assign_to_codebook,
@@ -23,6 +23,7 @@ __all__ = [
     "MaskStats",
     "ZeroKMeans",
     "allocate_budget",
+    "allocate_by_inverse",
     "assign_to_codebook",
     "entropy_bits",
     "is_separable",

@@ -12,8 +12,11 @@ from tfmot_atmc.methods.base import (
     names,
 )
 from tfmot_atmc.methods.binary_connect import BinaryConnect
+from tfmot_atmc.methods.connectivity import BCS
 from tfmot_atmc.methods.costs import Cost, EnergyCost, MacCost, WeightCost, get_cost
 from tfmot_atmc.methods.dense import DA
+from tfmot_atmc.methods.flying_bird import FlyingBird, FlyingBirdPlus
+from tfmot_atmc.methods.harp import HARP
 from tfmot_atmc.methods.hydra import HYDRA
 from tfmot_atmc.methods.l0 import AL0
 from tfmot_atmc.methods.lowrank import ALR
@@ -30,8 +33,10 @@ __all__ = [
     "ALR",
     "AP",
     "ATMC",
+    "BCS",
     "DA",
     "DEFAULT",
+    "HARP",
     "HYDRA",
     "MacCost",
     "NAP",
@@ -40,6 +45,8 @@ __all__ = [
     "CodebookMethod",
     "Cost",
     "EnergyCost",
+    "FlyingBird",
+    "FlyingBirdPlus",
     "MaskMethod",
     "Method",
     "Objective",

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tfmot_atmc.kernels import Kernel, SeededKernel, Site
 from tfmot_atmc.methods.masks import MaskMethod
-from tfmot_atmc.methods.stages import Stage, check_preset
+from tfmot_atmc.methods.stages import Stage, from_scratch
 
 _WEIGHTS = ("binary", "constant")
 
@@ -79,15 +81,5 @@ class RandomSubnetwork(MaskMethod, name="random_subnetwork"):
 
         `finish` makes it longer, by as much as other methods take for codebooks.
         """
-        check_preset(preset)
-        return [
-            Stage(
-                "scores",
-                self,
-                epochs + (max(1, epochs // 12) if finish else 0),
-                0.1,
-                weight_decay=5e-4,
-                clipnorm=None,
-                batch_size=256 if preset == "paper" else 64,
-            )
-        ]
+        rates: dict[str, Any] = {"batch_size": 256, "decay": "cosine"}
+        return from_scratch(self, "scores", epochs, preset, finish=finish, **rates)

@@ -19,6 +19,7 @@ __all__ = [
     "Stage",
     "check_optimizer",
     "check_preset",
+    "from_scratch",
     "phased",
     "starting",
 ]
@@ -229,6 +230,34 @@ def phased(
     elif finish:
         stages.append(Stage("finished", plain, max(1, epochs // 12), **_CODEBOOK))
     return [_fitting(stage) for stage in stages]
+
+
+def from_scratch(
+    method: Any,
+    name: str,
+    epochs: int,
+    preset: str,
+    *,
+    finish: bool,
+    batch_size: int = 128,
+    decay: Any = (0.5, 0.75),
+) -> list[Stage]:
+    """Returns the one stage of a method that is trained from a random start, at its papers' rates.
+
+    Args:
+        method: the method.
+        name: name of the stage.
+        epochs: its epochs.
+        preset: one of `PRESETS`.
+        finish: whether it is longer, by as much as other methods take for codebooks.
+        batch_size: examples a step in the papers' preset.
+        decay: as for `Stage`.
+    """
+    check_preset(preset)
+    epochs += max(1, epochs // 12) if finish else 0
+    batch = batch_size if preset == "paper" else 64
+    rates: dict[str, Any] = {"weight_decay": 5e-4, "clipnorm": None, "decay": decay}
+    return [Stage(name, method, epochs, 0.1, batch_size=batch, **rates)]
 
 
 def _fitting(stage: Stage) -> Stage:

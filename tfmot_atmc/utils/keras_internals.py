@@ -36,12 +36,19 @@ __all__ = [
     "plain_kernel",
     "random_states",
     "set_own_variables",
+    "slots_of",
     "unlocked",
 ]
 
 
 # What a Keras optimizer calls to sum the gradients of the replicas.
 _REDUCTION = "_all_reduce_sum_gradients"
+_NO_SLOTS = (
+    "_variables",
+    "_trainable_variables",
+    "_model_variables_moving_average",
+    "_accumulated_gradients",
+)
 
 
 def flat_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
@@ -243,6 +250,29 @@ def already_averaged(optimizer: Any) -> Iterator[None]:
         yield
     finally:
         del inner.__dict__[_REDUCTION]
+
+
+def slots_of(optimizer: Any, variable: keras.Variable) -> list[keras.Variable]:
+    """Returns what an optimizer remembers of a variable entry by entry, such as its momentum.
+
+    Averages of the weights and accumulated gradients are not among it.
+
+    Args:
+        optimizer: a Keras optimizer; one that is not built yet remembers nothing.
+        variable: one of the variables that it moves; others have no slots.
+    """
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    moved = getattr(inner, "_trainable_variables", None) or []
+    places = [i for i, known in enumerate(moved) if known is variable]
+    if not places:
+        return []
+    lists = [
+        value
+        for name, value in vars(inner).items()
+        if isinstance(value, list) and len(value) == len(moved) and name not in _NO_SLOTS
+    ]
+    found = [slots[places[0]] for slots in lists]
+    return [s for s in found if isinstance(s, keras.Variable) and s.shape == variable.shape]
 
 
 def own_loss(model: keras.Model, wrapper: keras.Model, *arguments: Any) -> Any:
