@@ -7,7 +7,7 @@ import pytest
 
 import tfmot_atmc as atmc
 from tfmot_atmc import methods, models
-from tfmot_atmc.compression.budget import plan_width
+from tfmot_atmc.compression.widths import plan_width
 from tfmot_atmc.recipes.settings import CompressionSettings
 from tfmot_atmc.study import jobs, work
 from tfmot_atmc.study.description import Description

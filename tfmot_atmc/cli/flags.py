@@ -14,7 +14,7 @@ __all__ = ["compress", "evaluate", "export", "inspect", "quantize", "study"]
 
 # What the library takes, as it lists them itself; a test keeps them equal.
 _OPTIMIZE = ["size", "latency", "balanced"]
-_VALUES = ["auto", "float32", "int8", "full_int8"]
+_VALUES = ["auto", "float32", "int8", "int4", "int2", "full_int8"]
 _TYPES = ["float32", "uint8", "int8"]
 _FORMATS = ["tflite", "c"]
 _CPUS = ["cortex-m0plus", "cortex-m4"]

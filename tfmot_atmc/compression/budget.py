@@ -9,10 +9,9 @@ removed.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 import keras
@@ -22,9 +21,15 @@ from tfmot_atmc.compression.model import CompressedModel
 from tfmot_atmc.compression.selection import selected_indices
 from tfmot_atmc.compression.sites import find_slots
 from tfmot_atmc.compression.stripping import plain_copy
-from tfmot_atmc.export import ExportReport, TooLargeError, export_tflite, graph_bytes, weight_bytes
+from tfmot_atmc.export import (
+    ROUNDED,
+    ExportReport,
+    TooLargeError,
+    export_tflite,
+    graph_bytes,
+    weight_bytes,
+)
 from tfmot_atmc.math import parse_bytes
-from tfmot_atmc.models import widest
 from tfmot_atmc.slimming import is_graph, measure_influence, slim_model, trim_channels
 from tfmot_atmc.utils.cloning import copy_model
 from tfmot_atmc.utils.keras_internals import flat_layers
@@ -33,7 +38,7 @@ _STEPS = 12
 # Distinct values of the model that predicts sizes: as many as int8 has.
 _CODES = 127
 # A value, its index of one or two bytes, and its share of the segments, at most.
-_NONZERO_BYTES, _FLOAT_NONZERO_BYTES = {"int8": 4}, 7
+_NONZERO_BYTES, _FLOAT_NONZERO_BYTES = dict.fromkeys(ROUNDED, 4), 7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,50 +149,6 @@ def plan_budget(
         middle = math.sqrt(low * high)
         low, high = (middle, high) if predict(middle) <= limit else (low, middle)
     return BudgetPlan(limit, low, predict(low), smallest)
-
-
-def plan_width(
-    builder: Callable[..., keras.Model], max_bytes: int | str, **arguments: Any
-) -> tuple[keras.Model, BudgetPlan]:
-    """Finds the widest network of a family whose dense int8 file is predicted to fit.
-
-    Args:
-        builder: builder of the family, which takes `width`, such as `models.compact_cnn`.
-        max_bytes: bytes, or text such as `"8KB"`.
-        **arguments: further arguments of the builder.
-
-    Returns:
-        The network, and a `BudgetPlan` whose ratio is 1.
-
-    Raises:
-        ValueError: if not even the narrowest network fits, or an argument is out of range.
-
-    Example:
-
-    >>> import tfmot_atmc as atmc
-    >>> network, plan = plan_width(atmc.models.compact_cnn, "8KB", seed=0)
-    >>> 7000 < plan.predicted_bytes <= 8192
-    True
-    """
-    limit = parse_bytes(max_bytes)
-    smallest = _dense_bytes(builder(width=1 / 64, **arguments))
-    graph = smallest[0]
-    while True:  # the graph grows a little with the width: alignment, and longer shapes
-        room = limit - graph
-        found = widest(builder, functools.partial(_is_within, room), **arguments)
-        exact, weights = _dense_bytes(found)
-        if exact + weights <= limit:
-            return found, BudgetPlan(limit, 1.0, exact + weights, sum(smallest))
-        graph += max(1, exact + weights - limit)
-
-
-def _dense_bytes(model: keras.Model) -> tuple[int, int]:
-    """Returns the bytes of a model's int8 file: the graph and the weights."""
-    return graph_bytes(model), weight_bytes(model, values="int8")
-
-
-def _is_within(room: int, model: keras.Model) -> bool:
-    return weight_bytes(model, values="int8") <= room
 
 
 def _indices(model: keras.Model, plain: keras.Model, layers: Any) -> Collection[int] | None:

@@ -15,7 +15,7 @@ from tfmot_atmc.export.c import (
     export_c,
 )
 from tfmot_atmc.export.tflite.conversion import ExportError
-from tfmot_atmc.export.tflite.estimate import graph_bytes, weight_bytes
+from tfmot_atmc.export.tflite.estimate import file_bytes, graph_bytes, weight_bytes
 from tfmot_atmc.export.tflite.export import TooLargeError, export_tflite
 from tfmot_atmc.export.tflite.interpreter import TFLiteModel, measure_latency
 from tfmot_atmc.export.tflite.notes import list_operators, read_notes
@@ -25,7 +25,7 @@ from tfmot_atmc.export.tflite.report import (
     format_tensors,
     inspect_tflite,
 )
-from tfmot_atmc.export.tflite.rewrite import VALUE_MODES, stored_bytes
+from tfmot_atmc.export.tflite.rewrite import ROUNDED, VALUE_MODES, stored_bytes
 
 if TYPE_CHECKING:
     from tfmot_atmc.export.archive import (
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "C_VALUE_MODES",
+    "ROUNDED",
     "VALUE_MODES",
     "ArchiveError",
     "ArchiveReport",
@@ -52,6 +53,7 @@ __all__ = [
     "export_c",
     "export_tflite",
     "format_tensors",
+    "file_bytes",
     "graph_bytes",
     "inspect_tflite",
     "list_operators",

@@ -8,6 +8,7 @@ knows tensors only: no layers, no constraints, no training. A `Site` says where 
 from tfmot_atmc.kernels.base import Kernel, PlainKernel, live_channels
 from tfmot_atmc.kernels.binary import BinaryKernel, binary_signs
 from tfmot_atmc.kernels.factorized import FactorizedKernel
+from tfmot_atmc.kernels.grid import GridKernel
 from tfmot_atmc.kernels.lowrank import LowRankKernel
 from tfmot_atmc.kernels.masked import (
     MaskedKernel,
@@ -22,6 +23,7 @@ from tfmot_atmc.kernels.thin import thin_conv2d
 __all__ = [
     "BinaryKernel",
     "FactorizedKernel",
+    "GridKernel",
     "Kernel",
     "LowRankKernel",
     "MaskedKernel",

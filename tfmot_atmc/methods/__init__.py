@@ -15,6 +15,7 @@ from tfmot_atmc.methods.binary_connect import BinaryConnect
 from tfmot_atmc.methods.connectivity import BCS
 from tfmot_atmc.methods.costs import Cost, EnergyCost, MacCost, WeightCost, get_cost
 from tfmot_atmc.methods.dense import DA
+from tfmot_atmc.methods.few_bits import FewBits
 from tfmot_atmc.methods.flying_bird import FlyingBird, FlyingBirdPlus
 from tfmot_atmc.methods.harp import HARP
 from tfmot_atmc.methods.hydra import HYDRA
@@ -47,6 +48,7 @@ __all__ = [
     "EnergyCost",
     "FlyingBird",
     "FlyingBirdPlus",
+    "FewBits",
     "MaskMethod",
     "Method",
     "Objective",

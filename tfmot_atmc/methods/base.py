@@ -46,6 +46,9 @@ class Method(Configurable, kind="method"):
     stage_name: str | None = None
     """Name of its first stage; None for its own name."""
 
+    file_values: str = "int8"
+    """How a file within a size stores the weights, as `export_tflite` takes it."""
+
     def stages(
         self, epochs: int, preset: str = "default", *, phases: str = "own", finish: bool = False
     ) -> list[Stage]:

@@ -9,10 +9,11 @@ from pathlib import Path
 import keras
 
 from tfmot_atmc import methods, models
-from tfmot_atmc.compression.budget import BudgetPlan, plan_budget, plan_width
+from tfmot_atmc.compression.budget import BudgetPlan, plan_budget
 from tfmot_atmc.compression.compress import strip_compression
 from tfmot_atmc.compression.model import CompressedModel
 from tfmot_atmc.compression.operations import MacsPlan, plan_macs
+from tfmot_atmc.compression.widths import plan_width
 from tfmot_atmc.datasets.splits import Dataset
 from tfmot_atmc.recipes.aims import builder_arguments, check_outputs
 from tfmot_atmc.recipes.settings import CompressionSettings
@@ -143,7 +144,8 @@ def _narrowed(
         )
         plan = None
     else:
-        found, plan = plan_width(builder, settings.max_bytes, seed=settings.seed, **arguments)
+        arguments |= {"method": settings.method_of(1.0), "seed": settings.seed}
+        found, plan = plan_width(builder, settings.max_bytes, **arguments)
     predicted = "" if plan is None else f", predicted to give {plan.predicted_bytes:,} bytes"
     say(f"The widest {settings.model} that fits: {weights(found):,} weights{predicted}")
     return found, plan

@@ -240,12 +240,14 @@ def _fit(
     say: Callable[[str], None],
 ) -> FittedModel:
     """Exports within the size; what matters is measured on training images, attacked ones too."""
-    deployed = deploy(trained, optimize="size", values="int8").model
+    values = settings.file_values()
+    deployed = deploy(trained, optimize="size", values=values).model
     attack = standard_attacks(radius_of(settings.epsilon, data), data.bounds)["PGD-16"]
     x, y = data.x_train[:_PARITY_EXAMPLES], data.y_train[:_PARITY_EXAMPLES]
     seed = tf.constant([settings.seed, attack.seed], tf.int64)
     attacked = attacker(deployed, attack, data)(x, y, seed)
-    fitted = fit_to_bytes(deployed, path, settings.max_bytes or 0, np.concatenate([x, attacked]))
+    examples = np.concatenate([x, attacked])
+    fitted = fit_to_bytes(deployed, path, settings.max_bytes or 0, examples, values=values)
     gone = ", ".join(f"{count} of {name}" for name, count in fitted.removed.items())
     say(
         f"{path.name}: {fitted.report.bytes:,} bytes, "
@@ -259,6 +261,8 @@ def _ends(settings: CompressionSettings, data: Dataset) -> dict[str, Any]:
     found: dict[str, Any] = {"class_names": data.class_names}
     if data.task != "classes":
         found["min_agreement"] = 0.0  # the largest output means nothing there
+    if settings.file_values() != "int8":  # weights of fewer bits
+        found["values"] = settings.file_values()
     if settings.input_type != "float32":
         found |= {
             "values": "full_int8",

@@ -36,7 +36,8 @@ class CompressionSettings:
             Without `ratio` the largest ratio that fits is found.
         max_ram: most RAM of it, the stack included.
         cpu: the core that flash and stack are measured for.
-        bits: b of the codebooks, or 32 for none, as is the default but for ATMC.
+        bits: b of the codebooks, or 32 for none, as is the default but for ATMC; bits a weight of
+            `"few_bits"`.
         layer_exponent: None for one budget over all layers; p in [0, 1] for budgets of layers in
             proportion to their sizes to the power p, where the method has a budget of nonzeros.
         floors: share in [0, 1] of the one budget that is assured to layers, so that small ones are
@@ -114,7 +115,7 @@ class CompressionSettings:
         filled: dict[str, Any] = {
             "model": model,
             "ratio": None if self._finds_ratio() else known.ratio,
-            "bits": known.bits if kind.codebooks else 32,
+            "bits": known.bits if kind.codebooks else _own_bits(kind),
             "epsilon": default_epsilon(known.epsilon, self.bounds),
             "steps": 1 if self.attack.lower() == "atta" else known.steps,
             "dense_epochs": known.dense_epochs
@@ -147,7 +148,7 @@ class CompressionSettings:
         ratio = 1.0 if self.ratio is None else self.ratio
         if not 0 < ratio <= 1:
             raise ValueError(f"`ratio` must lie in (0, 1]. Received {ratio!r}.")
-        self._method(ratio)  # refuses values out of range
+        self.method_of(ratio)  # refuses values out of range
         if self.learning_rate is not None and self.learning_rate <= 0:
             raise ValueError(f"`learning_rate` is a factor above 0. Received {self.learning_rate}.")
         if self.optimizer is not None:
@@ -209,7 +210,7 @@ class CompressionSettings:
                 f"{', '.join(able)}. Received {self.method!r}."
             )
 
-    def _method(self, ratio: float) -> Method:
+    def method_of(self, ratio: float) -> Method:
         """Returns the method with those of the settings that it has arguments for."""
         kind = methods.class_of(self.method)
         settings = {
@@ -222,6 +223,10 @@ class CompressionSettings:
         if self.max_macs is not None:
             settings |= methods.arguments_in_macs(kind)
         return methods.get(self.method, **{k: v for k, v in settings.items() if kind.takes(k)})
+
+    def file_values(self) -> str:
+        """Returns how a file within a size stores the weights; the settings must be resolved."""
+        return self.method_of(1.0).file_values
 
     def stages(self) -> list[Stage]:
         """Returns the stages of training; the settings must be resolved, and have a ratio.
@@ -237,7 +242,7 @@ class CompressionSettings:
         return self._stages(1.0 if self.ratio is None else self.ratio)
 
     def _stages(self, ratio: float) -> list[Stage]:
-        method, found = self._method(ratio), []
+        method, found = self.method_of(ratio), []
         if self.dense_epochs:
             start = dense_stage(self.dense_epochs, self.preset)
             found.append(start if method.adversarial else start.on_clean_inputs())
@@ -256,3 +261,8 @@ class CompressionSettings:
             stage = dataclasses.replace(stage, objective=loss)
         factor = 1.0 if self.learning_rate is None else self.learning_rate
         return dataclasses.replace(stage, learning_rate=factor * stage.learning_rate)
+
+
+def _own_bits(kind: type[Method]) -> int:
+    """The bits that a method has by itself; 32 for none."""
+    return (kind.default("bits") if kind.takes("bits") else None) or 32

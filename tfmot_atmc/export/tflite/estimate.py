@@ -10,9 +10,16 @@ import keras
 
 from tfmot_atmc.export.tflite import cleaning, flatbuffer
 from tfmot_atmc.export.tflite.conversion import convert, describe_inputs
-from tfmot_atmc.export.tflite.rewrite import DEQUANTIZE_BYTES, stored_bytes
+from tfmot_atmc.export.tflite.rewrite import (
+    DEQUANTIZE_BYTES,
+    ROUNDED,
+    sparsify_weights,
+    stored_bytes,
+)
 from tfmot_atmc.utils.keras_internals import inner_layers, own_variables
 
+# What `export_tflite` has by default.
+_MIN_SPARSITY = 0.5
 _NORMALISATIONS = (keras.layers.BatchNormalization,)
 
 
@@ -33,6 +40,20 @@ def graph_bytes(model: keras.Model, *, batch_size: int | None = 1) -> int:
             if found is not None and flatbuffer.type_name(tensor) == "float32":
                 constants[tensor.buffer] = found.nbytes
     return len(data) - sum(constants.values())
+
+
+def file_bytes(model: keras.Model, *, values: str = "auto", batch_size: int | None = 1) -> int:
+    """Returns the size of a model's file, without names of layers; nothing is written or run.
+
+    Args:
+        model: a built model; it is converted for this.
+        values: how values are stored, see `export_tflite`.
+        batch_size: batch of the file, see `export_tflite`.
+    """
+    converted = flatbuffer.read_model(convert(model, describe_inputs(model, None, batch_size)))
+    sparsify_weights(converted, min_sparsity=_MIN_SPARSITY, values=values)
+    cleaning.clean_model(converted)
+    return len(flatbuffer.pack_model(converted))
 
 
 def weight_bytes(model: keras.Model, *, values: str = "auto") -> int:
@@ -65,4 +86,4 @@ def _layer_bytes(layer: Any, values: str) -> int:
 
 def _bias_bytes(size: int, values: str) -> int:
     plain = 4 * size
-    return min(plain, size + DEQUANTIZE_BYTES) if values == "int8" else plain
+    return min(plain, size + DEQUANTIZE_BYTES) if values in ROUNDED else plain

@@ -40,7 +40,8 @@ from tfmot_atmc.utils.files import written_whole
 from tfmot_atmc.utils.keras_internals import flat_layers
 
 _SUFFIX = ".tflite"
-_TOLERANCES = {"auto": 1e-5, "float32": 1e-5, "int8": 0.1, rewrite.FULL_INT8: 0.25}
+_TOLERANCES = {"auto": 1e-5, "float32": 1e-5, rewrite.FULL_INT8: 0.25}
+_TOLERANCES |= dict.fromkeys(rewrite.ROUNDED, 0.1)
 # Rounding adds up along a model: beyond so many weighted layers its tolerance grows.
 _SHALLOW = 8
 _MOST_ALLOWED = 10.0
@@ -105,14 +106,17 @@ def export_tflite(
             It is used only where it is smaller.
         values: `"auto"` stores int8 where it is exact; `"float32"` never does; `"int8"` also rounds
             weights and biases to 8 bits, each tensor by its best scale, where that saves bytes;
+            `"int4"` and `"int2"` do the same, and store in 4 or 2 bits what is whole numbers up to
+            7 or 1 times one scale (`methods.FewBits`): no delegate takes such a file, which makes
+            it slower, and old interpreters do not load it;
             `"full_int8"` computes in integers too, and needs `representative`.
         representative: Examples like `inputs`, some hundred of the training data: the ranges of
             their activations become the scales of a `"full_int8"` file.
         batch_size: Static batch size of the file, or None for a dynamic one.
         tolerance: Largest difference from Keras to accept, relative to the largest output; by
-            default 1e-5, 0.1 with `values="int8"` and 0.25 with `"full_int8"`, more where the model
-            is deep, or up to 1e-4 where the converter's own file differs as much. The report gives
-            the difference.
+            default 1e-5, 0.1 where values are rounded and 0.25 with `"full_int8"`, more where the
+            model is deep, or up to 1e-4 where the converter's own file differs as much. The report
+            gives the difference.
         min_agreement: Least share of the examples, in [0, 1], whose largest output is that of
             Keras; by default 0.9 with `values="full_int8"` and 0 otherwise.
         max_bytes: Largest file to accept, in bytes or as text such as `"24KB"` (1 KB is 1,024

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from tfmot_atmc.export.tflite import integers
 from tfmot_atmc.export.tflite.sparse import Level, LevelFormat, SparseEncoding, narrowest_index_type
 from tfmot_atmc.export.tflite.validation import validate
 
@@ -48,7 +50,8 @@ class Constant:
     """A constant tensor of a model.
 
     Attributes:
-        array: the dense values, or None where the type has no NumPy counterpart (strings, int4).
+        array: the dense values, those of 2 and 4 bits as int8; None where the type has no NumPy
+            counterpart (strings).
         encoding: the sparse storage the values come from; None for a dense tensor.
         nbytes: bytes of the stored values.
     """
@@ -361,13 +364,16 @@ def read_constant(model: Any, tensor: Any) -> Constant | None:
     content = _read_vector(model.buffers[tensor.buffer].data).astype(np.uint8, copy=False)
     if content.size == 0 and tensor.sparsity is None:
         return None
+    shape = tuple(int(size) for size in _read_vector(tensor.shape))
+    if tensor.type in integers.PACKED and tensor.sparsity is None:
+        codes = integers.unpacked(content, integers.PACKED[tensor.type], math.prod(shape))
+        return Constant(codes.reshape(shape), None, content.size)
     dtype = _DTYPES.get(tensor.type)
     if dtype is None:
         return Constant(None, None, content.size)
     if content.size % dtype.itemsize:
         raise ValueError(f"A buffer of {content.size} bytes does not hold {dtype} values.")
     values = np.frombuffer(content.tobytes(), dtype)
-    shape = tuple(int(size) for size in _read_vector(tensor.shape))
     if tensor.sparsity is not None:
         return Constant(None, _read_encoding(tensor, shape, values), content.size)
     if values.size != int(np.prod(shape, dtype=np.int64)):

@@ -5,7 +5,8 @@ Each becomes `sparse constant -> DENSIFY -> operator`, or, where all its values 
 one scale, `sparse int8 constant -> DENSIFY -> DEQUANTIZE -> operator`. Both chains are builtin,
 are unpacked once when the interpreter loads the file, and restore the float32 weights bit for bit.
 On request, other values are rounded to such integers. A constant that is not sparse enough may
-still be stored as int8, without DENSIFY.
+still be stored as int8, without DENSIFY, and on request with 4 or 2 bits a value, where that is
+exact.
 A dense layer of many inputs may become a convolution on the way (see `narrowing`).
 
 The weights of a full-integer model are int8 already: `sparse int8 constant -> DENSIFY -> operator`.
@@ -22,14 +23,14 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from tfmot_atmc.export.tflite import dense_as_convolution as narrowing
-from tfmot_atmc.export.tflite import flatbuffer, sparse
+from tfmot_atmc.export.tflite import flatbuffer, integers, sparse
 from tfmot_atmc.export.tflite.grids import exact_int8_grid, nearest_int8_grid
 
 _BUILTIN = schema.BuiltinOperator
 _WEIGHT_INPUT, _BIAS_INPUT, _ELSEWHERE = 1, 2, -1
 _WEIGHTED_OPERATORS = (_BUILTIN.CONV_2D, _BUILTIN.FULLY_CONNECTED, _BUILTIN.DEPTHWISE_CONV_2D)
-# What DEQUANTIZE needs to read int8.
-_DEQUANTIZE_VERSION = 2
+# What DEQUANTIZE needs to read values of so many bits.
+_DEQUANTIZE_VERSIONS = {8: 2, 4: 6, 2: 6}
 # What the operator, its tensor and the tables around them cost in the file (measured, rounded up).
 _DENSIFY_BYTES = 64
 DEQUANTIZE_BYTES = 80
@@ -40,7 +41,9 @@ _BIAS_ITEM = 4
 _FOLDED_NAME = "arith.constant"
 _NEVER_SPARSE = 2.0
 FULL_INT8 = "full_int8"
-VALUE_MODES = ("auto", "float32", "int8", FULL_INT8)
+VALUE_MODES = ("auto", "float32", "int8", "int4", "int2", FULL_INT8)
+# Modes that round to 8 bits, with the fewest bits that they store.
+ROUNDED = {"int8": 8, "int4": 4, "int2": 2}
 
 
 def sparsify_weights(model: Any, *, min_sparsity: float, values: str = "auto") -> int:
@@ -51,8 +54,9 @@ def sparsify_weights(model: Any, *, min_sparsity: float, values: str = "auto") -
             in place. A sparse weight keeps its tensor index.
         min_sparsity: least fraction of zeros of a weight to consider, in [0, 1].
         values: `"auto"` stores int8 codes where they are exact, `"float32"` never does, `"int8"`
-            also where weights and biases must be rounded, `"full_int8"` keeps the int8 weights of
-            a full-integer model.
+            also where weights and biases must be rounded, `"int4"` and `"int2"` do so but store
+            weights that have few values in 4 or 2 bits, `"full_int8"` keeps the int8 weights of a
+            full-integer model.
 
     Returns:
         Number of weights that are now sparse.
@@ -127,7 +131,7 @@ class _Rewriter:
             return []
         split, least = None, self.min_sparsity
         if position == _BIAS_INPUT:
-            if self.values != "int8":
+            if self.values not in ROUNDED:
                 return []
             least = _NEVER_SPARSE
         elif self.readers[index].total() == 1:
@@ -242,6 +246,7 @@ class _Storage(NamedTuple):
     stored: np.ndarray
     scale: np.float32 | None = None
     layout: sparse.Layout | None = None
+    bits: int = 8
 
 
 def storages(
@@ -262,12 +267,16 @@ def storages(
     """
     found = [_Storage(array.nbytes, array)]
     coded = None
-    if values == "int8":
+    if values in ROUNDED:
         coded = nearest_int8_grid(array)
     elif values == "auto":
         coded = exact_int8_grid(array)
     if coded is not None:
         found.append(_Storage(array.size + DEQUANTIZE_BYTES, *coded))
+        bits = integers.fewest_bits(coded[0], ROUNDED.get(values, 8))
+        if bits < 8:
+            nbytes = -(-array.size * bits // 8) + DEQUANTIZE_BYTES
+            found.append(_Storage(nbytes, *coded, bits=bits))
     if array.ndim == 0 or np.count_nonzero(array) > (1.0 - min_sparsity) * array.size:
         return found
     for shape, overhead in ((array.shape, 0), (split, split_bytes)):
@@ -316,11 +325,12 @@ def _restoring_chain(model: Any, subgraph: Any, index: int, storage: _Storage) -
         scale = np.float32(tensor.quantization.scale[0])
         tensor.quantization = quantization = flatbuffer.symmetric_quantization(scale)
     if storage.scale is not None:
-        tensor.type = schema.TensorType.INT8
+        tensor.type = integers.INTEGERS[storage.bits]
         tensor.quantization = quantization = flatbuffer.symmetric_quantization(storage.scale)
     chain = []
     if storage.layout is None:
-        tensor.buffer = flatbuffer.add_buffer(model, storage.stored)
+        stored = integers.packed(storage.stored, storage.bits)
+        tensor.buffer = flatbuffer.add_buffer(model, stored)
     else:
         encoding = sparse.encode(storage.stored, storage.layout)
         tensor.buffer = flatbuffer.add_buffer(model, encoding.values)
@@ -330,7 +340,7 @@ def _restoring_chain(model: Any, subgraph: Any, index: int, storage: _Storage) -
         index = dense
     if storage.scale is not None:
         floats = flatbuffer.add_tensor(subgraph, tensor.shape, schema.TensorType.FLOAT32)
-        version = _DEQUANTIZE_VERSION
+        version = _DEQUANTIZE_VERSIONS[storage.bits]
         chain.append(
             flatbuffer.add_operator(model, _BUILTIN.DEQUANTIZE, [index], floats, version=version)
         )
