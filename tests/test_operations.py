@@ -9,7 +9,7 @@ import pytest
 from keras import layers
 
 import tfmot_atmc as atmc
-from tests.test_seams import compiled, data, residual
+from tests.residual import compiled, data, residual
 from tfmot_atmc import methods
 from tfmot_atmc.kernels import Site
 from tfmot_atmc.methods import EnergyCost, MacCost

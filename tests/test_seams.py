@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from tests.residual import compiled, data, residual
 from tests.test_budget import network
 from tfmot_atmc import (
     compress,
@@ -20,11 +21,6 @@ from tfmot_atmc.kernels import FactorizedKernel, Kernel, PlainKernel
 from tfmot_atmc.methods import AL0, ATMC, Method
 
 
-def data(shape=(8,), n=32, classes=4):
-    rng = np.random.default_rng(0)
-    return rng.random((n, *shape), np.float32), rng.integers(0, classes, n)
-
-
 def perceptron():
     return keras.Sequential(
         [
@@ -35,25 +31,7 @@ def perceptron():
     )
 
 
-def compiled(small, rate=0.05):
-    small.compile(
-        keras.optimizers.SGD(rate), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    )
-    return small
-
-
 # --- sites ----------------------------------------------------------------------------------------
-
-
-def residual():
-    inputs = keras.Input((8, 8, 3))
-    x = layers.Conv2D(4, 3, padding="same", name="stem")(inputs)
-    y = layers.DepthwiseConv2D(3, padding="same", name="depth")(x)
-    y = layers.Conv2D(4, 1, name="point")(y)
-    x = layers.Add()([x, y])
-    twice = layers.Conv2D(4, 3, strides=2, padding="same", name="twice")
-    x = layers.GlobalAveragePooling2D()(twice(x))
-    return keras.Model(inputs, layers.Dense(5, name="head")(x))
 
 
 class Told(AL0):

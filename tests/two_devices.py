@@ -13,7 +13,7 @@ from tfmot_atmc.callbacks import UpdateCompression
 from tfmot_atmc import compress, datasets, replicas, strip_compression
 from tfmot_atmc.attacks import ATTA, FGSM, PGD
 from tfmot_atmc.constraints import CubicBudget, GradientGrowth
-from tfmot_atmc.methods import AL0, ALR, AP, ATMC
+from tfmot_atmc.methods import AL0, ALR, AP, ATMC, InTrainPruning
 
 layers = keras.layers
 LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -158,6 +158,13 @@ def test_what_cannot_be_distributed_is_refused(two, digits):
 def test_two_devices_train_to_the_weights_of_one(two, digits):
     small = _assert_one_and_two_devices_agree(two, digits)
     assert small.compression_report().nonzeros == int(0.3 * small.dense_size)
+
+
+def test_two_devices_train_the_masks_of_channels_as_one(two, digits):
+    method = InTrainPruning(ratio=0.3, begin=1, freeze=8, mask_rate=1.5)
+    small = _assert_one_and_two_devices_agree(two, digits, method=method)
+    masks = small.constraints[0].trained_variables[0].numpy()
+    assert (masks < 0.9).any() and small.constraints[0].operations < 1
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ __all__ = [
     "remembered_data",
     "tell_what_died",
     "tell_losses",
+    "tell_remarks",
 ]
 
 _DATA = "_data_of_fit"
@@ -158,6 +159,18 @@ def tell_losses(model: Any, first: float | None) -> None:
     said = losses_part(loss, batches_of(data, 3, size), first)
     if said is not None:
         warnings.warn(said, stacklevel=3)
+
+
+def tell_remarks(model: Any) -> None:
+    """Warns of what constraints have to say at the end of training.
+
+    Args:
+        model: a `CompressedModel`.
+    """
+    for constraint in model.constraints:
+        said = constraint.remark()
+        if said is not None:
+            warnings.warn(f"{type(constraint).__name__}: {said}", stacklevel=3)
 
 
 def tell_what_died(model: Any) -> None:

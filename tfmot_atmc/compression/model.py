@@ -25,7 +25,14 @@ from tfmot_atmc.compression.attacked import (
     within_bounds,
 )
 from tfmot_atmc.compression.report import CompressionReport, compression_report
-from tfmot_atmc.compression.step import check_distributed, descend, forward, weight_gradients
+from tfmot_atmc.compression.step import (
+    check_distributed,
+    composed_in_training,
+    descend,
+    forward,
+    own_variables,
+    weight_gradients,
+)
 from tfmot_atmc.compression.wrapper import ModelWrapper, dropped_methods
 from tfmot_atmc.compression.wrapping import (
     composed_kernels,
@@ -122,8 +129,7 @@ class CompressedModel(BuiltFromOwnBatch, ModelWrapper):
 
     def _build_state(self) -> None:
         def state(**arguments: Any) -> keras.Variable:
-            arguments.setdefault("dtype", "float32")
-            return self.add_weight(trainable=False, **arguments)
+            return self.add_weight(**{"dtype": "float32", "trainable": False, **arguments})
 
         self._step = state(name="step", shape=(), dtype="int32", initializer="zeros")
         self._horizon = state(name="horizon", shape=(), dtype="int32", initializer="zeros")
@@ -190,6 +196,7 @@ class CompressedModel(BuiltFromOwnBatch, ModelWrapper):
     def trainable_variables(self) -> list[keras.Variable]:
         """Variables that training moves: no fixed factors, and others as the method says."""
         moved = {id(f.variable): f.role != "fixed" for f in self._factors()}
+        moved |= {id(variable): False for variable in own_variables(self)}
         return [
             variable
             for variable in super().trainable_variables
@@ -197,9 +204,7 @@ class CompressedModel(BuiltFromOwnBatch, ModelWrapper):
         ]
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
-        if training:
-            return self.model(inputs, training=training)
-        with self.deployed():
+        with composed_in_training(self) if training else self.deployed():
             return self.model(inputs, training=training)
 
     def deployed(self) -> contextlib.AbstractContextManager[None]:
@@ -301,7 +306,7 @@ class CompressedModel(BuiltFromOwnBatch, ModelWrapper):
         share, before = distribution.share_of_batch(x), layer_state(self.model)
         place_randomness(self.model, distribution.own_step(tf.convert_to_tensor(self._step.value)))
         with tf.GradientTape() as tape:
-            with composed_kernels(self.kernels):
+            with composed_in_training(self):
                 x_adversarial = x
                 if self.attack is not None:
                     with tape.stop_recording():
@@ -348,8 +353,7 @@ class CompressedModel(BuiltFromOwnBatch, ModelWrapper):
         return reported_metrics(self.compute_metrics(x, y, outputs, sample_weight), reported)
 
     def _loss_in_test(self, x: Any, y: Any, outputs: Any, sample_weight: Any) -> tf.Tensor:
-        loss = self.compute_loss(x, y, outputs, sample_weight, training=False)
-        return distribution.undivided(loss)
+        return distribution.undivided(self.compute_loss(x, y, outputs, sample_weight, False))
 
     def predict_step(self, data: Any) -> Any:
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)

@@ -10,7 +10,12 @@ from typing import Any
 
 import keras
 
-from tfmot_atmc.compression.finish import refresh_statistics, tell_losses, tell_what_died
+from tfmot_atmc.compression.finish import (
+    refresh_statistics,
+    tell_losses,
+    tell_remarks,
+    tell_what_died,
+)
 from tfmot_atmc.constraints import Constraint
 from tfmot_atmc.utils import distribution
 
@@ -128,6 +133,7 @@ class UpdateCompression(CompressionCallback):
             self._refresh()
         tell_losses(model, self._first_loss)
         tell_what_died(model)
+        tell_remarks(model)
 
     def _refresh(self) -> None:
         model = self._compressed()

@@ -12,8 +12,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfmot_atmc.kernels import Site
+from tfmot_atmc.kernels import Site, SiteChannels
 from tfmot_atmc.slimming.analysis import Walk, graph_of, is_graph, nodes_of
+from tfmot_atmc.slimming.channels import Channels
 from tfmot_atmc.utils.keras_internals import build_shapes, plain_kernel
 
 __all__ = [
@@ -140,11 +141,12 @@ def sites_in_model(
         names.append(f"{site.name}_{seen[site.name] - 1}" if seen[site.name] > 1 else site.name)
 
     @functools.cache
-    def sharing() -> dict[str, tuple[str, ...]]:
+    def known() -> tuple[dict[str, tuple[str, ...]], dict[str, SiteChannels]]:
         exchanged = [type(layer) for layer in layers]
         try:  # the rules of channels go by the layers' own classes
             _become(layers, classes)
-            return _shared(model, layers, names)
+            channels = Walk(model).channels if is_graph(model) else Channels()
+            return _shared(channels, layers, names), _grouped(channels, layers, names)
         finally:
             _become(layers, exchanged)
 
@@ -155,7 +157,8 @@ def sites_in_model(
             index=index,
             calls=calls.get(id(layer), 1),
             sizes=tuple(other.size for other in sites),
-            sharing=sharing,
+            sharing=lambda: known()[0],
+            grouping=lambda: known()[1],
         )
         for index, (site, name, layer) in enumerate(zip(sites, names, layers, strict=True))
     ]
@@ -194,13 +197,36 @@ def _calls(model: keras.Model) -> dict[int, int]:
     return calls
 
 
+def _grouped(
+    channels: Channels, layers: Sequence[keras.layers.Layer], names: Sequence[str]
+) -> dict[str, SiteChannels]:
+    """Returns by name of a site the numbers of its channels, as `SiteChannels` has them."""
+    roots = channels.roots()
+    number = np.zeros(channels.count, np.int64)
+    mine = {id(layer) for layer in layers}
+    # What another layer reads stays: nothing would tell that layer that it has gone.
+    read = [w.source for key, w in channels.weighted.items() if key not in mine]
+    for atoms in (*channels.protected, *read):
+        number[roots[atoms]] = -1
+    free = np.flatnonzero((roots == np.arange(channels.count)) & (number == 0))
+    number[free] = np.arange(len(free))
+    number = number[roots]
+    found = {}
+    for layer, name in zip(layers, names, strict=True):
+        weighted, each = channels.weighted.get(id(layer)), channels.scaled.get(id(layer))
+        if weighted is not None:
+            found[name] = SiteChannels(number[weighted.source], number[weighted.result])
+        elif each is not None:
+            multiplier = int(getattr(layer, "depth_multiplier", 1))
+            ours = number[each]
+            found[name] = SiteChannels(ours, np.repeat(ours, multiplier), mixes=False)
+    return found
+
+
 def _shared(
-    model: keras.Model, layers: Sequence[keras.layers.Layer], names: Sequence[str]
+    channels: Channels, layers: Sequence[keras.layers.Layer], names: Sequence[str]
 ) -> dict[str, tuple[str, ...]]:
     """Returns by name of a site the others whose output channels go with its own."""
-    if not is_graph(model):
-        return {}
-    channels = Walk(model).channels
     roots = channels.roots()
     groups: dict[int, list[int]] = {}
     mine: dict[int, np.ndarray] = {}

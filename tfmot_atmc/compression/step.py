@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,10 +12,23 @@ import keras
 import tensorflow as tf
 
 from tfmot_atmc.attacks import ATTA, surrogate
-from tfmot_atmc.compression.wrapping import counted
+from tfmot_atmc.compression.wrapping import (
+    composed_kernels,
+    constrained,
+    counted,
+    holds_composed,
+)
+from tfmot_atmc.constraints import Constraint
 from tfmot_atmc.utils import distribution
 
-__all__ = ["check_distributed", "descend", "forward", "weight_gradients"]
+__all__ = [
+    "check_distributed",
+    "composed_in_training",
+    "descend",
+    "forward",
+    "own_variables",
+    "weight_gradients",
+]
 
 
 def check_distributed(optimizer: Any, attack: Any) -> None:
@@ -46,8 +60,38 @@ def forward(model: keras.Model) -> Callable[[Any], Any]:
     return call if model.objective.backward_slope is None else surrogate.marking(call)
 
 
+def own_variables(model: keras.Model) -> list[keras.Variable]:
+    """Returns the variables that constraints of a compressed model train themselves."""
+    constraints = model.__dict__.get("_constraints", ())  # none while they are made
+    return [variable for constraint in constraints for variable in constraint.trained_variables]
+
+
+def composed_in_training(model: keras.Model) -> contextlib.AbstractContextManager[None]:
+    """Composes the kernels as training has them, unless that is done already.
+
+    Args:
+        model: the compressed model.
+    """
+    if holds_composed(model.kernels):
+        return contextlib.nullcontext()
+    return composed_kernels(model.kernels, _training_values(model))
+
+
+def _training_values(model: keras.Model) -> list[tf.Tensor] | None:
+    """Returns what training composes kernels from, one tensor a factor; None for the factors."""
+    changing = [c for c in model.constraints if type(c).in_training is not Constraint.in_training]
+    if not changing:
+        return None
+    values = [factor.read() for kernel in model.kernels for factor in kernel.factors]
+    for constraint in changing:
+        values = constrained(model.kernels, constraint.in_training, values)
+    return values
+
+
 def weight_gradients(model: keras.Model, tape: tf.GradientTape, loss: tf.Tensor) -> list[Any]:
-    """Returns the gradients of a train step, one for every trainable variable, or None.
+    """Returns the gradients of a train step, or None, one for every variable that is trained.
+
+    Those that constraints train themselves come last.
 
     Args:
         model: the compressed model; its objective may have a `backward_slope`.
@@ -57,7 +101,8 @@ def weight_gradients(model: keras.Model, tape: tf.GradientTape, loss: tf.Tensor)
     Raises:
         ValueError: for a slope outside a graph, or with several replicas.
     """
-    variables, slope = model.trainable_variables, model.objective.backward_slope
+    variables = [*model.trainable_variables, *own_variables(model)]
+    slope = model.objective.backward_slope
     if slope is None:
         return tape.gradient(loss, variables)
     if tf.executing_eagerly() or distribution.count() > 1:
@@ -82,7 +127,7 @@ def descend(
 
     Args:
         model: the compressed model, compiled (a `CompressedModel`).
-        gradients: one for every trainable variable, or None; of the scaled loss.
+        gradients: as `weight_gradients` returns them; of the scaled loss.
         loss: scalar, the loss of this replica's examples.
         before: the layers' state before the forward pass.
         share: this replica's share of the examples; None with one replica.
@@ -118,20 +163,38 @@ def _update(
     scales: bool,
 ) -> None:
     """Moves and projects the variables, once for all replicas of this worker."""
-    variables = model.trainable_variables
+    variables, own = model.trainable_variables, own_variables(model)
+    count, scale = len(variables), model.optimizer.scale_loss(tf.constant(1.0))
     model._diverged.assign(model._diverged.value | ~good)
 
     def apply() -> tf.Tensor:
-        distribution.apply_gradients(model.optimizer, gradients, variables)
+        distribution.apply_gradients(model.optimizer, gradients[:count], variables)
         return tf.constant(True)
 
     apply() if scales else tf.cond(good, apply, lambda: tf.constant(False))
     mine = [distribution.one(gradient) for gradient in gradients]
     safe = [None if g is None else tf.where(finite, g, tf.zeros_like(g)) for g in mine]
-    by_id = {id(v): g for v, g in zip(variables, safe, strict=True)}
+    own_gradients = [_or_zeros(g, v, good) / scale for g, v in zip(safe[count:], own, strict=True)]
+    _learn(model, own_gradients)
+    by_id = {id(v): g for v, g in zip(variables, safe[:count], strict=True)}
     wanted = [
         by_id.get(id(f.variable)) if f.trained else tf.zeros_like(f.read())
         for f in counted(model.kernels)
     ]
     with tf.control_dependencies([good]):  # no step is counted where the inputs were refused
         model.apply_constraints(None if any(g is None for g in wanted) else wanted)
+
+
+def _or_zeros(gradient: Any, variable: keras.Variable, good: tf.Tensor) -> tf.Tensor:
+    """Returns a gradient, zero where there is none or the step is left out."""
+    nothing = tf.zeros_like(variable.value)
+    return nothing if gradient is None else tf.where(good, gradient, nothing)
+
+
+def _learn(model: keras.Model, gradients: Sequence[tf.Tensor]) -> None:
+    """Lets constraints train their own variables."""
+    rest = iter(gradients)
+    for constraint in model.constraints:
+        mine = [next(rest) for _ in constraint.trained_variables]
+        if mine:
+            constraint.learn(model._moment(), mine)

@@ -7,10 +7,12 @@ constraints on the same factors act together inside one train step.
 
 from tfmot_atmc.constraints.base import Constraint, Factor
 from tfmot_atmc.constraints.box import Box
+from tfmot_atmc.constraints.channels import ChannelGroups
 from tfmot_atmc.constraints.codebook import Codebook
 from tfmot_atmc.constraints.floors import FlooredSparsity
 from tfmot_atmc.constraints.layerwise import LayerwiseSparsity, sparsity
 from tfmot_atmc.constraints.moving import MovingSupport
+from tfmot_atmc.constraints.operations import ChannelMasks
 from tfmot_atmc.constraints.rank import GlobalRank
 from tfmot_atmc.constraints.rates import RateTarget
 from tfmot_atmc.constraints.rewired import Rewiring
@@ -27,6 +29,8 @@ from tfmot_atmc.constraints.support import FixedSupport
 __all__ = [
     "Box",
     "BudgetSchedule",
+    "ChannelGroups",
+    "ChannelMasks",
     "Codebook",
     "ConstantBudget",
     "Constraint",

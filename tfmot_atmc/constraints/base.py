@@ -119,8 +119,10 @@ class Moment:
 class Constraint(Configurable, kind="constraint"):
     """A set that the factors of a model must lie in, and how training gets there.
 
-    Within one train step the order is: `penalty` of every constraint is added to the loss, the
-    optimizer moves the factors, `project` of every constraint runs, then `after_projection`.
+    Within one train step the order is: kernels are composed from what `in_training` makes of the
+    factors, `penalty` of every constraint is added to the loss, the optimizer moves the factors and
+    `learn` the constraint's own variables, `project` of every constraint runs, then
+    `after_projection`.
     `deploy` gives a feasible version of the values at any moment, in the graph and cheaply;
     `finalized` gives the best feasible version, outside the graph.
     """
@@ -141,10 +143,27 @@ class Constraint(Configurable, kind="constraint"):
             factors: all factors of the model of its role, in a fixed order. Those that are not
                 `trained`, because their layer has been frozen, are left as they are from then on.
             dense_size: number of parameters of the dense kernels that the factors stand for.
-            add_weight: creates a non-trainable, saved variable; takes `name`, `shape`, `dtype` and
-                `initializer` like `keras.layers.Layer.add_weight`.
+            add_weight: creates a saved variable, which the optimizer does not move; takes `name`,
+                `shape`, `dtype` and `initializer` like `keras.layers.Layer.add_weight`, and
+                `trainable` for those that `learn` moves.
         """
         raise NotImplementedError
+
+    @property
+    def trained_variables(self) -> list[keras.Variable]:
+        """Variables of the constraint's own, made with `trainable=True`, that `learn` moves."""
+        return []
+
+    def in_training(self, values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Returns what training computes with in place of the factors, differentiable.
+
+        Args:
+            values: one tensor a factor.
+        """
+        return list(values)
+
+    def learn(self, moment: Moment, gradients: Sequence[tf.Tensor]) -> None:
+        """Moves `trained_variables`, given the gradient of the whole loss for each of them."""
 
     def penalty(self, moment: Moment) -> tf.Tensor | None:
         """Returns a scalar to add to the loss, or None."""
@@ -190,6 +209,10 @@ class Constraint(Configurable, kind="constraint"):
 
     def adopt(self, values: Sequence[np.ndarray]) -> None:
         """Takes note that the factors have been set to these feasible values."""
+
+    def remark(self) -> str | None:
+        """Returns what a user should be told at the end of training; None for nothing."""
+        return None
 
     def scalars(self) -> dict[str, float]:
         """Returns figures worth logging, such as residuals."""

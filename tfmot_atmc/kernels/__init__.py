@@ -17,7 +17,7 @@ from tfmot_atmc.kernels.masked import (
     signs_from_seed,
 )
 from tfmot_atmc.kernels.rated import RatedKernel, kept_of, rate_of, raw_of
-from tfmot_atmc.kernels.site import Site
+from tfmot_atmc.kernels.site import Site, SiteChannels
 from tfmot_atmc.kernels.thin import thin_conv2d
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "RatedKernel",
     "SeededKernel",
     "Site",
+    "SiteChannels",
     "binary_signs",
     "kept_of",
     "live_channels",

@@ -6,7 +6,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["Site"]
+import numpy as np
+
+__all__ = ["Site", "SiteChannels"]
+
+
+@dataclass(frozen=True, eq=False)
+class SiteChannels:
+    """Which channels of a model go together with those of one layer.
+
+    A number stands for all channels of the model that can only go together, such as those that are
+    added up in residual sums. A channel that has to stay has -1: an input or an output of the
+    model, or one that something reads of which nothing is known.
+
+    Attributes:
+        inputs: int64 `[inputs]`, one number for each input channel. Behind a flattened image each
+            channel comes once per position.
+        outputs: int64 `[outputs]`.
+        mixes: whether every output reads every input; not so in a depthwise convolution.
+    """
+
+    inputs: np.ndarray
+    outputs: np.ndarray
+    mixes: bool = True
 
 
 @dataclass(frozen=True)
@@ -30,6 +52,8 @@ class Site:
         calls: how often the model calls the layer.
         sharing: returns for each site's name those that share output channels with it; looked at
             when `shares_outputs` is asked for.
+        grouping: returns for each site's name its `SiteChannels`; looked at when `channels` is
+            asked for.
 
     Example:
 
@@ -52,6 +76,20 @@ class Site:
     sharing: Callable[[], Mapping[str, tuple[str, ...]]] = field(
         default=dict, repr=False, compare=False
     )
+    grouping: Callable[[], Mapping[str, SiteChannels]] = field(
+        default=dict, repr=False, compare=False
+    )
+
+    @property
+    def channels(self) -> SiteChannels:
+        """Which channels of the model go together with its own; all stay where that is not known.
+
+        Such as in a residual sum, a concatenation, or behind a batch normalisation.
+        """
+        found = self.grouping().get(self.name)
+        if found is not None:
+            return found
+        return SiteChannels(np.full(self.inputs, -1), np.full(self.outputs, -1))
 
     @property
     def shares_outputs(self) -> tuple[str, ...]:

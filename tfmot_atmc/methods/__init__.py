@@ -19,6 +19,7 @@ from tfmot_atmc.methods.few_bits import FewBits
 from tfmot_atmc.methods.flying_bird import FlyingBird, FlyingBirdPlus
 from tfmot_atmc.methods.harp import HARP
 from tfmot_atmc.methods.hydra import HYDRA
+from tfmot_atmc.methods.in_train_pruning import InTrainPruning
 from tfmot_atmc.methods.l0 import AL0
 from tfmot_atmc.methods.lowrank import ALR
 from tfmot_atmc.methods.masks import MaskMethod
@@ -39,6 +40,7 @@ __all__ = [
     "DEFAULT",
     "HARP",
     "HYDRA",
+    "InTrainPruning",
     "MacCost",
     "NAP",
     "AdversarialLoss",

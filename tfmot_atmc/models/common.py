@@ -77,6 +77,7 @@ class SubsampleShortcut(keras.layers.Layer):
     Args:
         filters: channels of the output; at least those of the input.
         strides: step between the pixels that are kept.
+        before: zero channels in front of those of the input; None for half of all that are added.
         **kwargs: passed to `keras.layers.Layer`.
 
     Example:
@@ -85,10 +86,11 @@ class SubsampleShortcut(keras.layers.Layer):
     TensorShape([1, 2, 2, 8])
     """
 
-    def __init__(self, filters: int, strides: int = 2, **kwargs: Any):
+    def __init__(self, filters: int, strides: int = 2, before: int | None = None, **kwargs: Any):
         super().__init__(**kwargs)
         self.filters = filters
         self.strides = strides
+        self.before = before
 
     def build(self, input_shape: Shape) -> None:
         """Checks that the shortcut widens."""
@@ -97,13 +99,41 @@ class SubsampleShortcut(keras.layers.Layer):
                 "`filters` must be at least the number of input channels. "
                 f"Received: filters={self.filters}, input_shape={tuple(input_shape)}"
             )
+        if self.before is not None and not 0 <= self.before <= self.filters - input_shape[-1]:
+            raise ValueError(
+                "`before` must lie between 0 and the number of channels that are added, "
+                f"{self.filters - input_shape[-1]}. Received: {self.before}"
+            )
         super().build(input_shape)
+
+    def zero_channels(self, inputs: int) -> tuple[int, int]:
+        """Returns how many zero channels stand before and behind those of the input.
+
+        By this method and `with_zero_channels` slimming knows the layer as one that passes its
+        channels on; a layer of your own may have both.
+
+        Args:
+            inputs: channels of the input.
+        """
+        extra = self.filters - inputs
+        before = extra // 2 if self.before is None else self.before
+        return before, extra - before
+
+    def with_zero_channels(self, inputs: int, before: int, behind: int) -> dict[str, Any]:
+        """Returns the configuration of the same layer for other numbers of channels.
+
+        Args:
+            inputs: channels of the input.
+            before: zero channels in front of them.
+            behind: zero channels behind them.
+        """
+        return {**self.get_config(), "filters": before + inputs + behind, "before": before}
 
     def call(self, inputs: Any) -> Any:
         """Returns the shortcut of a batch `[batch, height, width, channels]`."""
-        extra = self.filters - inputs.shape[-1]
+        added = self.zero_channels(inputs.shape[-1])
         outputs = inputs[:, :: self.strides, :: self.strides, :]
-        return keras.ops.pad(outputs, [[0, 0], [0, 0], [0, 0], [extra // 2, extra - extra // 2]])
+        return keras.ops.pad(outputs, [[0, 0], [0, 0], [0, 0], added])
 
     def compute_output_shape(self, input_shape: Shape) -> tuple[int | None, ...]:
         """Returns the shape of the output for a shape of the input."""
@@ -112,7 +142,9 @@ class SubsampleShortcut(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
-        return {**super().get_config(), "filters": self.filters, "strides": self.strides}
+        own = {"filters": self.filters, "strides": self.strides}
+        placed = {} if self.before is None else {"before": self.before}
+        return {**super().get_config(), **own, **placed}
 
 
 class Seeds:

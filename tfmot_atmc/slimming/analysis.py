@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from tfmot_atmc.slimming.channels import Channels, Signal
-from tfmot_atmc.slimming.rules import RULES
+from tfmot_atmc.slimming.rules import rule_for
 from tfmot_atmc.utils.keras_internals import (
     computes_as_its_class,
     flat_layers,
@@ -96,7 +96,7 @@ class Walk:
         if None not in signals and _is_plain(node) and computes_as_its_class(operation):
             if is_graph(operation) and calls[id(operation)] == 1:
                 return self._enter(operation, signals)
-            rule = RULES.get(type(operation))
+            rule = rule_for(operation)
             found = rule(self.channels, node, signals) if rule is not None else None
             if found is not None:
                 return [found]

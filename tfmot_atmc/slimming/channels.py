@@ -69,6 +69,8 @@ class Channels:
     protected: list[np.ndarray] = field(default_factory=list)
     weighted: dict[int, Weighted] = field(default_factory=dict)
     scaled: dict[int, np.ndarray] = field(default_factory=dict)
+    widened: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=dict)
+    """Of layers that only add zero channels: the atoms in front, of the input, and behind."""
 
     def fresh(self, number: int, *, protect: bool = False) -> Signal:
         """Returns a signal of new atoms of which no value is known."""

@@ -90,6 +90,11 @@ class _Surgeon(Rebuilder):
             values = self._cut_kernel(layer, channels.weighted[id(layer)], config)
         elif id(layer) in channels.scaled:
             values = self._cut_scales(layer, self.needed[channels.scaled[id(layer)]])
+        elif id(layer) in channels.widened:
+            before, inside, behind = (
+                int(self.needed[atoms].sum()) for atoms in channels.widened[id(layer)]
+            )
+            return copy_layer(layer, layer.with_zero_channels(inside, before, behind))
         else:
             return None
         copy = copy_layer(layer, config)

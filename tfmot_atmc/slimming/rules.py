@@ -180,6 +180,29 @@ def concatenates(channels: Channels, node: Any, signals: list[Signal]) -> Signal
     return join(signals) if node.operation.axis % rank == rank - 1 else None
 
 
+def widens(channels: Channels, node: Any, signals: list[Signal]) -> Signal | None:
+    """Layers that pass their channels on, with zero channels before and behind them.
+
+    They have the methods `zero_channels` and `with_zero_channels`, see `SubsampleShortcut`.
+    """
+    (signal,), layer = signals, node.operation
+    if id(layer) in channels.widened:  # one place for all its calls
+        return None
+    before, behind = (
+        Signal(channels.fresh(number).atoms, np.zeros(number))
+        for number in layer.zero_channels(len(signal))
+    )
+    channels.widened[id(layer)] = before.atoms, signal.atoms, behind.atoms
+    return join([before, signal, behind])
+
+
+def rule_for(layer: Any) -> Rule | None:
+    """Returns the rule of a layer, or None where it is not known."""
+    if hasattr(layer, "zero_channels") and hasattr(layer, "with_zero_channels"):
+        return widens
+    return RULES.get(type(layer))
+
+
 RULES: dict[type, Rule] = {
     **dict.fromkeys((layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D), mixes),
     layers.DepthwiseConv2D: filters_each,
