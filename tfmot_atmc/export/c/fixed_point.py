@@ -142,8 +142,8 @@ def sigmoid_table(scale: float, zero_point: int) -> np.ndarray:
     positive = reciprocal(_exponential(-np.abs(value), 4))
     value = np.where(value < 0, _ONE - positive, np.where(value == 0, 1 << 30, positive))
     codes = np.clip(_divide(value, 23) - 128, _LOWEST, _HIGHEST)
-    codes = np.where(centered <= -radius, _LOWEST, codes)
-    return np.where(centered >= radius, _HIGHEST, codes)
+    codes = np.where(centered >= radius, _HIGHEST, codes)
+    return np.where(centered <= -radius, _LOWEST, codes)
 
 
 def exponential_table(scale: float, beta: float) -> np.ndarray:
