@@ -46,6 +46,15 @@ def test_plans_take_the_largest_ratio_that_fits_and_refuse_with_figures():
         plan_flash(model, IMAGES, max_ram=100)
 
 
+@c_code.needs_arm
+def test_plans_count_what_reads_a_picture_in_bytes():
+    plain = FootprintPredictor(network(), IMAGES, "cortex-m4")(0.1)
+    camera = FootprintPredictor(network(), IMAGES, "cortex-m4", 1.0)(0.1)
+    for without, with_bytes in zip(plain, camera, strict=True):
+        assert with_bytes.static >= without.static
+        assert 20 < with_bytes.flash - without.flash < 1_000
+
+
 def test_without_a_cross_compiler_code_is_allowed_for(monkeypatch):
     monkeypatch.setattr(sizes.shutil, "which", lambda name: None)
     plan = plan_flash(network(), IMAGES, max_flash="12KB")
@@ -58,8 +67,9 @@ def test_without_a_cross_compiler_code_is_allowed_for(monkeypatch):
 @c_code.needs_arm
 def test_runs_write_c_code_within_the_limits_and_attack_it(tmp_path):
     settings = CompressionSettings(
-        dense_epochs=1, epochs=1, limit=120, max_flash="6KB", max_ram="3KB", out=str(tmp_path)
-    )
+        dense_epochs=1, epochs=1, limit=120, max_flash="6KB", max_ram="3KB", out=str(tmp_path),
+        input_type="uint8",
+    )  # fmt: skip
     lines = []
     results = run_compression(settings, log=lines.append)
     planned = next(line for line in lines if line.startswith("C code for cortex-m4"))
@@ -68,6 +78,7 @@ def test_runs_write_c_code_within_the_limits_and_attack_it(tmp_path):
     fitting = [f for f in results["c"]["footprints"] if f["flash"] <= 6_144]
     assert fitting and all(f["static"] + f["stack"] <= 3_072 for f in fitting)
     assert results["evaluation"]["c"]["PGD-16"] <= results["evaluation"]["c"]["clean"] + 1e-9
+    assert "const uint8_t *input" in (tmp_path / "model.h").read_text()
     assert json.loads((tmp_path / "results.json").read_text())["c"]["compiled"]
 
 

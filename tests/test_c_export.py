@@ -371,6 +371,28 @@ def test_other_data_is_found_by_the_gate_and_older_files_stay(digits, tmp_path):
 
 
 @c_code.needs_compiler
+def test_an_interruption_between_both_files_leaves_none_that_compile(tmp_path, monkeypatch):
+    images = np.random.default_rng(0).random((20, 8, 8, 1)).astype(np.float32)
+    given = {"representative": images, **LOOSE}
+    export_c(small_network(), tmp_path / "m.c", **given)
+    plain = exporter.write_bytes
+
+    def write(path, data):
+        if str(path).endswith(".c"):
+            raise KeyboardInterrupt
+        plain(path, data)
+
+    monkeypatch.setattr(exporter, "write_bytes", write)
+    with pytest.raises(KeyboardInterrupt):
+        export_c(small_network(0.3), tmp_path / "m.c", **given)
+    with pytest.raises(ValueError, match=r"m\.h is of another export than this file; export again"):
+        compiled.CModel(tmp_path / "m.c")
+    monkeypatch.undo()
+    export_c(small_network(0.3), tmp_path / "m.c", **given)
+    assert compiled.CModel(tmp_path / "m.c")(images).shape == (20, 10)
+
+
+@c_code.needs_compiler
 def test_c_models_refuse_what_is_not_theirs(tmp_path):
     images = np.random.default_rng(0).random((20, 8, 8, 1)).astype(np.float32)
     export_c(small_network(), tmp_path / "m.c", representative=images, **LOOSE)

@@ -49,6 +49,7 @@ def plan_flash(
     max_flash: int | str | None = None,
     max_ram: int | str | None = None,
     cpu: str = "cortex-m4",
+    pixel_max: float | None = None,
 ) -> FlashPlan:
     """Finds the largest ratio of nonzeros whose C code is predicted to fit.
 
@@ -60,6 +61,7 @@ def plan_flash(
         max_flash: most flash, in bytes or as text such as `"16KB"`; None for any.
         max_ram: most RAM, static memory and stack together; None for any.
         cpu: the core; see `export_c`.
+        pixel_max: what the byte 255 means to the model where the C function shall take bytes.
 
     Returns:
         A `FlashPlan`.
@@ -70,7 +72,7 @@ def plan_flash(
         ValueError: if an argument is out of range.
     """
     limits = tuple(None if m is None else parse_bytes(m) for m in (max_flash, max_ram))
-    predict = FootprintPredictor(model, representative, cpu)
+    predict = FootprintPredictor(model, representative, cpu, pixel_max)
 
     def fitting(ratio: float, margin: float = _MARGIN) -> Footprint | None:
         for found in predict(ratio):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from tfmot_atmc.compression.flash import FlashPlan, plan_flash
 from tfmot_atmc.datasets.splits import Dataset
@@ -31,6 +32,7 @@ def plan_code(
 
     Raises:
         TooLargeError: if the code does not fit with one weight in each kernel.
+        ValueError: if it shall take bytes and the inputs do not begin at 0.
     """
     if settings.max_flash is None and settings.max_ram is None:
         return None
@@ -40,6 +42,7 @@ def plan_code(
         max_flash=settings.max_flash,
         max_ram=settings.max_ram,
         cpu=settings.cpu,
+        pixel_max=_pixel_max(settings, data),
     )
     say(
         f"C code for {plan.cpu}: a ratio of {plan.ratio:.4f} is predicted to need {plan.flash:,} "
@@ -64,7 +67,22 @@ def write_code(
         path,
         representative=data.x_train[:_CALIBRATED],
         inputs=data.x_test[:_COMPARED],
+        pixel_max=_pixel_max(settings, data),
         max_flash=settings.max_flash,
         max_ram=settings.max_ram,
         cpu=settings.cpu,
     )
+
+
+def _pixel_max(settings: CompressionSettings, data: Dataset) -> float | None:
+    """What the byte 255 means to the model; None where the C function takes no bytes."""
+    if settings.input_type != "uint8":
+        return None
+    low, high = (np.unique(bound) for bound in data.bounds)
+    if low.size != 1 or high.size != 1 or low[0] != 0.0:
+        raise ValueError(
+            "C code takes bytes for inputs from 0 to one largest value, the same for all. Received "
+            f"bounds from {low.tolist()} to {high.tolist()}; give `bounds` such as 0,255 and a "
+            "model that begins with a Rescaling, or leave `input_type` out."
+        )
+    return float(high[0])

@@ -67,7 +67,7 @@ class CompressionSettings:
             vectors a range for each feature, 0:1,0:50, or by column, age=0:120,income=0:1e6.
         image_size: height and width to bring images of a folder to, such as 96,96.
         input_type: type of the .tflite file's inputs; with uint8 or int8 it computes in integers,
-            and its outputs have that type too.
+            and its outputs have that type too. With uint8 the C code takes bytes too.
     """
 
     model: str | None = None

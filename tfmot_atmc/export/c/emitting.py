@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tfmot_atmc.export.c.camera import ByteInput
-from tfmot_atmc.export.c.header import header_text, prototype
+from tfmot_atmc.export.c.header import header_text, prototype, with_pair
 from tfmot_atmc.export.c.layout import Storage, View
 from tfmot_atmc.export.c.macros import (
     has_wide_sums,
@@ -148,8 +149,6 @@ class _Writer:
         calls = [self._call(number, call) for number, call in enumerate(self._program.calls)]
         static = self._memory()
         parts = [
-            self._banner(),
-            f'#include "{self._header_name}"\n',
             macros,
             *tables,
             self._kernels(),
@@ -158,9 +157,13 @@ class _Writer:
             self._arena(),
             self._function(calls),
         ]
+        body = "\n".join(part for part in parts if part)
+        header = header_text(self._program, self._name, self._digest, static, self._bytes_in)
+        pair = hashlib.sha256((header + body).encode()).hexdigest()[:8]
+        code = f'{self._banner()}\n#include "{self._header_name}"\n{self._pair_check(pair)}\n{body}'
         return Source(
-            "\n".join(part for part in parts if part),
-            header_text(self._program, self._name, self._digest, static, self._bytes_in),
+            code,
+            with_pair(header, self._name, pair),
             self._weight_bytes,
             self._table_bytes,
             static,
@@ -338,6 +341,15 @@ class _Writer:
     def _function(self, calls: list[str]) -> str:
         body = "\n".join(calls)
         return f"{prototype(self._program, self._name, self._bytes_in)} {{\n{body}\n}}\n"
+
+    def _pair_check(self, pair: str) -> str:
+        """Lets no compiler take the header of another export, which an interruption may leave."""
+        macro = f"{self._name.upper()}_PAIR"
+        return (
+            f"#if {macro} != 0x{pair}\n"
+            f'#error "{self._header_name} is of another export than this file; export again"\n'
+            "#endif\n"
+        )
 
     def _banner(self) -> str:
         kind = "int8" if self._integer else "float32"

@@ -7,7 +7,7 @@ from tfmot_atmc.export.c.camera import ByteInput
 from tfmot_atmc.export.c.macros import number_text
 from tfmot_atmc.export.c.program import Program
 
-__all__ = ["element_types", "header_text", "prototype"]
+__all__ = ["element_types", "header_text", "prototype", "with_pair"]
 
 
 def element_types(program: Program, bytes_in: ByteInput | None) -> tuple[str, str]:
@@ -75,6 +75,18 @@ def header_text(
         ]
     lines += _end(program, name, digest, static, bytes_in)
     return "\n".join(lines) + "\n"
+
+
+def with_pair(text: str, name: str, pair: str) -> str:
+    """Returns a header with the number that its C file asks for.
+
+    Args:
+        text: the header.
+        name: prefix of the constants.
+        pair: hexadecimal digits, made from both files.
+    """
+    guard = f"#define {name.upper()}_H\n"
+    return text.replace(guard, f"{guard}#define {name.upper()}_PAIR 0x{pair}\n", 1)
 
 
 def _end(

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfmot_atmc.export.c.camera import byte_input
 from tfmot_atmc.export.c.emitting import emit
 from tfmot_atmc.export.c.lowering import lower
 from tfmot_atmc.export.c.planning import plan_network
@@ -33,16 +34,23 @@ class FootprintPredictor:
         model: a plain Keras model of one input and one output.
         representative: some training examples.
         cpu: the core; see `export_c`.
+        pixel_max: what the byte 255 means to the model where the C function shall take bytes; see
+            `export_c`.
 
     Raises:
         ExportError: if the model has an operator without a kernel.
         ValueError: if the examples do not fit the model.
     """
 
-    def __init__(self, model: keras.Model, representative: Any, cpu: str) -> None:
+    def __init__(
+        self, model: keras.Model, representative: Any, cpu: str, pixel_max: float | None = None
+    ) -> None:
         check_model(model)
-        spec = describe_inputs(model, representative, 1)
-        self._data = convert(model, spec, calibration_samples(spec, representative))
+        samples = calibration_samples(describe_inputs(model, representative, 1), representative)
+        self._bytes_in, inner = byte_input(model, pixel_max)
+        if self._bytes_in is not None:
+            samples = [self._bytes_in.rescale(sample) for sample in samples]
+        self._data = convert(inner, describe_inputs(inner, samples, 1), samples)
         self._cpu = cpu
 
     def __call__(self, ratio: float) -> tuple[Footprint, ...]:
@@ -61,7 +69,8 @@ class FootprintPredictor:
                 # A weight that is zero already counts as one that could be trained.
                 values = np.where(kernel.data == 0, 1, kernel.data)
                 kernel.data = (values * mask).astype(kernel.data.dtype)
-        source = emit(lower(plan_network(network)), "model", "")
+        plan = plan_network(network, convert_input=self._bytes_in is not None)
+        source = emit(lower(plan), "model", "", bytes_in=self._bytes_in)
         with tempfile.TemporaryDirectory(prefix="atmc-") as folder:
             draft = Path(folder) / "model.c"
             draft.write_text(source.code)
