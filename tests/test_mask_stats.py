@@ -8,8 +8,16 @@ import keras
 import numpy as np
 import pytest
 
-from tfmot_atmc import compress, mask_stats
-from tfmot_atmc.math import kernel_stats, random_filters
+from tfmot_atmc import (
+    compress,
+    export,
+    export_tflite,
+    mask_figure,
+    mask_stats,
+    models,
+    strip_compression,
+)
+from tfmot_atmc.math import aligned_channels, kernel_stats, random_channels, random_filters
 
 
 def test_counts_by_filter_and_channel_are_those_worked_out_by_hand():
@@ -78,3 +86,48 @@ def test_a_model_is_described_as_it_is_deployed():
     assert sum(stats.kept for stats in found) == 49
     assert [stats.name for stats in found] == [kernel.name for kernel in small.kernels]
     assert found[1].per_output.shape == (4,)
+
+
+def test_channels_by_chance_and_empty_ones_that_meet_are_those_worked_out_by_hand():
+    first, second = np.zeros((1, 1, 2, 4)), np.zeros((3, 3, 4, 5))
+    first[0, 0, 0, 1] = 1.0  # outputs 0, 2 and 3 are empty
+    second[0, 0, 1, 0] = second[1, 1, 2, 0] = second[2, 2, 2, 3] = 1.0  # inputs 0 and 3 are
+    one, two = kernel_stats(first, "one"), kernel_stats(second, "two")
+    assert aligned_channels(one, two) == (2, 3 * 2 / 4)
+    with pytest.raises(ValueError, match="'two' has 5 outputs and 'one' 2 inputs"):
+        aligned_channels(two, one)
+    # One weight of 8: the fullest of the four outputs has it, whichever that is.
+    np.testing.assert_array_equal(random_channels(one, "outputs"), [1, 0, 0, 0])
+    curve = random_channels(two, "inputs")
+    assert curve.sum() == pytest.approx(3) and (np.diff(curve) <= 0).all()
+    with pytest.raises(ValueError, match="`axis`"):
+        random_channels(one, "rows")
+
+
+def test_one_call_draws_channels_and_masks_of_two_kernels(tmp_path):
+    model = compress(models.get("small_cnn"), "random_subnetwork", ratio=0.05)
+    figure = mask_figure(model)
+    channels, reads, mask = figure.axes
+    kept = {stats.name: stats for stats in mask_stats(model)}
+    name = channels.get_title().removeprefix("outputs of ")
+    np.testing.assert_array_equal(channels.lines[0].get_ydata(), -np.sort(-kept[name].per_output))
+    shown = np.asarray(mask.images[0].get_array())
+    assert np.count_nonzero(~shown) == kept[name].kept and shown.size == kept[name].size
+    assert reads.get_title().startswith("inputs of ")
+    figure.savefig(tmp_path / "masks.png")
+    assert (tmp_path / "masks.png").stat().st_size > 10_000
+    with pytest.raises(ValueError, match="Received 'nothing'"):
+        mask_figure(model, ("nothing", name))
+
+
+def test_an_archive_stores_binary_weights_in_their_mask_and_a_bit_each(tmp_path):
+    model = compress(models.get("small_cnn"), "random_subnetwork", ratio=0.05)
+    kernels = mask_stats(model)
+    places = sum(math.log2(math.comb(stats.size, stats.kept)) for stats in kernels) / 8
+    signs = sum(stats.kept for stats in kernels) / 8
+    export_tflite(strip_compression(model), tmp_path / "a.tflite", values="int8")
+    report = export.pack_archive(tmp_path / "a.tflite", tmp_path / "a.atmc")
+    assert report.tensors == len(kernels) == 4
+    # Layers whose weights are nearly all kept are stored whole, so parts cannot be told apart.
+    assert report.position_bytes + report.code_bytes < 1.02 * (places + signs) + 16
+    assert report.codebook_bytes < 8

@@ -5,7 +5,7 @@ from tfmot_atmc.compression.batch_norm import reestimate_batch_norm
 from tfmot_atmc.compression.budget import BudgetPlan, FittedModel, fit_to_bytes, plan_budget
 from tfmot_atmc.compression.compress import compress, compression_scope, strip_compression
 from tfmot_atmc.compression.deploy import Deployment, FormChoice, deploy
-from tfmot_atmc.compression.masks import mask_stats
+from tfmot_atmc.compression.masks import mask_figure, mask_stats
 from tfmot_atmc.compression.model import CompressedModel
 from tfmot_atmc.compression.operations import MacsPlan, plan_macs
 from tfmot_atmc.compression.quantization import quantize_after_training
@@ -24,6 +24,7 @@ __all__ = [
     "compression_scope",
     "deploy",
     "fit_to_bytes",
+    "mask_figure",
     "mask_stats",
     "plan_budget",
     "plan_macs",

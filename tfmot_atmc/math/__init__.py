@@ -8,7 +8,13 @@ from tfmot_atmc.math.clustering import (
     zero_kmeans,
     zero_kmeans_of_all,
 )
-from tfmot_atmc.math.masks import MaskStats, kernel_stats, random_filters
+from tfmot_atmc.math.masks import (
+    MaskStats,
+    aligned_channels,
+    kernel_stats,
+    random_channels,
+    random_filters,
+)
 from tfmot_atmc.math.matrices import is_separable, kernel_matrix, matrix_kernel, matrix_shape
 from tfmot_atmc.math.optimal import optimal_zero_kmeans
 from tfmot_atmc.math.projection import l0_masks, project_l0
@@ -22,6 +28,7 @@ from tfmot_atmc.math.sizes import (
 __all__ = [
     "MaskStats",
     "ZeroKMeans",
+    "aligned_channels",
     "allocate_budget",
     "allocate_by_inverse",
     "assign_to_codebook",
@@ -37,6 +44,7 @@ __all__ = [
     "parse_bytes",
     "parse_count",
     "project_l0",
+    "random_channels",
     "random_filters",
     "zero_kmeans",
     "zero_kmeans_of_all",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["MaskStats", "kernel_stats", "random_filters"]
+__all__ = ["MaskStats", "aligned_channels", "kernel_stats", "random_channels", "random_filters"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +121,69 @@ def random_filters(stats: MaskStats, count: int) -> float:
         + _log_choose(size - window, kept - count)
         - _log_choose(size, kept)
     )
+
+
+def random_channels(stats: MaskStats, axis: str, draws: int = 200, seed: int = 0) -> np.ndarray:
+    """Returns the weights of each channel, most first, that pruning as many at random would leave.
+
+    Args:
+        stats: of a kernel.
+        axis: `"inputs"` or `"outputs"`.
+        draws: number of random masks that are averaged, each sorted by itself.
+        seed: their seed.
+
+    Returns:
+        A float array with one entry a channel, not rising.
+
+    Raises:
+        ValueError: for another axis.
+
+    Example:
+
+    >>> random_channels(kernel_stats(np.ones((2, 3))), "outputs").tolist()
+    [2.0, 2.0, 2.0]
+    """
+    if axis not in ("inputs", "outputs"):
+        raise ValueError(f"`axis` must be 'inputs' or 'outputs'. Received {axis!r}.")
+    channels = stats.per_input.size if axis == "inputs" else stats.per_output.size
+    sizes = np.full(channels, stats.size // channels)
+    rng = np.random.default_rng(seed)
+    kept = min(stats.kept, int(sizes.sum()))
+    found = rng.multivariate_hypergeometric(sizes, kept, size=draws, method="marginals")
+    return -np.sort(-found, axis=1).mean(axis=0)
+
+
+def aligned_channels(first: MaskStats, second: MaskStats) -> tuple[int, float]:
+    """Returns how many channels are empty on both sides, and how many would be by chance.
+
+    Args:
+        first: of a kernel.
+        second: of the kernel that reads its outputs, channel by channel.
+
+    Returns:
+        `(both, expected)`: channels to which no weight of the first leads and which none of the
+        second reads; and their expected number if the empty inputs of the second were drawn at
+        random.
+
+    Raises:
+        ValueError: if the numbers of channels differ.
+
+    Source: Liu et al., "Robust Binary Models by Pruning Randomly-initialized Networks", NeurIPS
+    2022, section 4.4.
+
+    Example:
+
+    >>> a, b = kernel_stats(np.float32([[1, 0, 0]])), kernel_stats(np.float32([[1], [0], [2]]))
+    >>> aligned_channels(a, b)
+    (1, 0.6666666666666666)
+    """
+    if first.per_output.size != second.per_input.size:
+        raise ValueError(
+            f"'{first.name}' has {first.per_output.size} outputs and '{second.name}' "
+            f"{second.per_input.size} inputs. Give two kernels of which the second reads the first."
+        )
+    both = int(np.count_nonzero((first.per_output == 0) & (second.per_input == 0)))
+    return both, first.empty_outputs * second.empty_inputs / first.per_output.size
 
 
 def _log_choose(n: int, k: int) -> float:
