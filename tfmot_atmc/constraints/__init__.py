@@ -7,6 +7,7 @@ constraints on the same factors act together inside one train step.
 
 from tfmot_atmc.constraints.base import Constraint, Factor
 from tfmot_atmc.constraints.box import Box
+from tfmot_atmc.constraints.channel_budget import ChannelBudget
 from tfmot_atmc.constraints.channels import ChannelGroups
 from tfmot_atmc.constraints.codebook import Codebook
 from tfmot_atmc.constraints.floors import FlooredSparsity
@@ -29,6 +30,7 @@ from tfmot_atmc.constraints.support import FixedSupport
 __all__ = [
     "Box",
     "BudgetSchedule",
+    "ChannelBudget",
     "ChannelGroups",
     "ChannelMasks",
     "Codebook",

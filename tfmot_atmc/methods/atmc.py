@@ -38,6 +38,8 @@ class ATMC(AL0):
         floors: share in [0, 1] of the one budget that is assured to layers, so that small ones are
             not emptied (`FlooredSparsity`); 0 for the paper's global budget, None for the default.
         ratio_of: what the budget counts: `"weights"`, `"macs"`, `"energy"` or a `Cost`.
+        channels: None, or the ratio of multiply-accumulates to which whole channels are dropped
+            first, as for `AL0`.
 
     Raises:
         ValueError: if a value is out of range.
@@ -69,10 +71,20 @@ class ATMC(AL0):
         layer_exponent: float | None = None,
         floors: float | None = None,
         ratio_of: Any = "weights",
+        channels: float | None = None,
     ):
         self.algorithm, self.rho, self.interval, self.grid = algorithm, rho, interval, grid
         super().__init__(
-            ratio, k, bits, schedule, growth, codebook_begin, layer_exponent, floors, ratio_of
+            ratio,
+            k,
+            bits,
+            schedule,
+            growth,
+            codebook_begin,
+            layer_exponent,
+            floors,
+            ratio_of,
+            channels,
         )
 
     def stages(
@@ -102,6 +114,7 @@ class ATMC(AL0):
             layer_exponent=found.layer_exponent,
             floors=found.floors,
             ratio_of=found.ratio_of,
+            channels=found.channels,
         )
         return [
             *projected.stages(epochs, preset),

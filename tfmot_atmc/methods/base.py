@@ -169,9 +169,10 @@ class CodebookMethod(Method, abstract=True):
         self.constraints()
 
     def _arguments(self) -> dict[str, Any]:
-        """Returns the arguments, without the usual currency: studies know methods by them."""
+        """Returns the arguments by which studies know methods: no later ones at their defaults."""
+        usual = {"ratio_of": "weights", "channels": None}
         found = super()._arguments()
-        return {k: v for k, v in found.items() if k != "ratio_of" or v != "weights"}
+        return {k: v for k, v in found.items() if k not in usual or v != usual[k]}
 
     def cost_of(self, site: Site, part: str) -> float:
         return self._cost.of(site)
@@ -185,8 +186,12 @@ class CodebookMethod(Method, abstract=True):
         return Codebook(bits, begin=self.codebook_begin)
 
     def constraints(self) -> list[Constraint]:
-        budget = self.budget()
-        return [budget] if self.bits in (None, 32) else [self.codebook(self.bits), budget]
+        codebooks = [] if self.bits in (None, 32) else [self.codebook(self.bits)]
+        return [*self.channel_budgets(), *codebooks, self.budget()]
+
+    def channel_budgets(self) -> list[Constraint]:
+        """Returns what drops whole channels, before the budget acts in what is left; none here."""
+        return []
 
 
 def names() -> list[str]:

@@ -5,7 +5,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from tfmot_atmc.constraints import Constraint, GradientGrowth, get_schedule, sparsity
+from tfmot_atmc.constraints import (
+    ChannelBudget,
+    Constraint,
+    CubicBudget,
+    GradientGrowth,
+    get_schedule,
+    sparsity,
+)
 from tfmot_atmc.methods.base import CodebookMethod
 
 
@@ -26,6 +33,9 @@ class AL0(CodebookMethod):
         floors: share in [0, 1] of the one budget that is assured to layers, so that small ones are
             not emptied (`FlooredSparsity`); 0 for the paper's global budget, None for the default.
         ratio_of: what the budget counts: `"weights"`, `"macs"`, `"energy"` or a `Cost`.
+        channels: None, or the ratio of multiply-accumulates to which whole channels are dropped
+            first (`ChannelBudget`), along the same schedule from all of them. With `ratio=1` only
+            channels go.
 
     Source: "A-l0" in Gui et al., NeurIPS 2019, section 4.1.
     """
@@ -43,9 +53,20 @@ class AL0(CodebookMethod):
         layer_exponent: float | None = None,
         floors: float | None = None,
         ratio_of: Any = "weights",
+        channels: float | None = None,
     ):
-        self.schedule, self.growth = get_schedule(schedule), growth
+        self.schedule, self.growth, self.channels = get_schedule(schedule), growth, channels
         super().__init__(ratio, k, bits, codebook_begin, layer_exponent, floors, ratio_of)
+
+    def channel_budgets(self) -> list[Constraint]:
+        if self.channels is None:
+            return []
+        schedule: Any = self.schedule
+        if isinstance(schedule, CubicBudget):
+            schedule = CubicBudget(1.0, schedule.begin, schedule.end)
+        elif schedule.final_ratio is not None:
+            schedule = "constant"
+        return [ChannelBudget(self.channels, schedule)]
 
     def budget(self) -> Constraint:
         return sparsity(

@@ -30,6 +30,8 @@ class CompressionSettings:
         max_bytes: in place of a ratio, the largest size of the .tflite file, in bytes or as text
             such as `"24KB"`. `run_compression` finds the ratio, which stays None here.
         ratio_of: what the ratio counts: weights, macs (multiply-accumulates) or energy.
+        channels: ratio in (0, 1] of the multiply-accumulates to which whole channels are dropped
+            before the budget acts in what is left; with a ratio of 1 only channels go.
         max_macs: in place of a ratio, the most multiply-accumulates of the nonzeros for one
             example, such as `"12M"`. The ratio is found, of macs.
         max_flash: most flash of the C code that is written then, such as `"16KB"`, code included.
@@ -76,6 +78,7 @@ class CompressionSettings:
     ratio: float | None = None
     max_bytes: int | str | None = None
     ratio_of: str | None = None
+    channels: float | None = None
     max_macs: int | str | None = None
     max_flash: int | str | None = None
     max_ram: int | str | None = None
@@ -177,7 +180,7 @@ class CompressionSettings:
     def _check_arguments(self) -> None:
         """Refuses settings that the method has no use for."""
         self._check_taken("bits", self.bits != 32)
-        for name in ("layer_exponent", "floors", "ratio_of"):
+        for name in ("layer_exponent", "floors", "ratio_of", "channels"):
             self._check_taken(name, getattr(self, name) is not None)
         for name in ("max_bytes", "max_flash"):
             self._check_taken("ratio", getattr(self, name) is not None, name)
@@ -218,6 +221,7 @@ class CompressionSettings:
             "bits": self.bits or 32,
             "layer_exponent": self.layer_exponent,
             "floors": self.floors,
+            "channels": self.channels,
             "ratio_of": "weights" if self.ratio_of is None else self.ratio_of,
         }
         if self.max_macs is not None:
