@@ -295,3 +295,19 @@ def test_max_macs_and_max_bytes_know_what_its_ratio_is():
         with pytest.raises(ValueError, match=next(iter(wrong)).removeprefix("mask_")):
             InTrainPruning(**wrong)
     assert ChannelMasks(0.3).get_config()["scale"] is None
+
+
+def test_masks_that_cross_together_stay_as_far_as_the_target_has_room():
+    small, groups = groups_of(residual())
+    (constraint,) = small.constraints
+    masks = np.linspace(0.3, 0.4, groups.count).astype("float32")
+    constraint.trained_variables[0].assign(masks)
+    kept = constraint._kept().numpy()
+    spent = float(groups.macs(tf.constant(kept)))
+    assert spent <= 0.5 * groups.total and 0 < kept.sum() < groups.count
+    largest = max(np.flatnonzero(kept == 0), key=lambda channel: masks[channel])
+    more = kept.copy()
+    more[largest] = 1
+    assert float(groups.macs(tf.constant(more))) > 0.5 * groups.total
+    constraint.trained_variables[0].assign(np.full(groups.count, 0.6))
+    assert constraint.operations == 1.0  # none below the threshold: nothing goes

@@ -115,22 +115,9 @@ class ChannelBudget(Constraint):
             values: one tensor a factor.
             allowed: multiply-accumulates, a number or a float64 scalar.
         """
-        worth, count = self._worth(values), self._groups.count
-        assured = self._assured(worth)
-        order = tf.argsort(worth, direction="DESCENDING", stable=True)
-        rank = tf.scatter_nd(order[:, None], tf.range(count), [count])
-        limit = tf.cast(allowed, tf.float64)
-
-        def of(number: tf.Tensor) -> tf.Tensor:
-            return tf.cast((rank < number) | assured, tf.float32)
-
-        # The most of the first ones that fit: more of them never take less.
-        low, high = tf.constant(0), tf.constant(count + 1)
-        for _ in range(count.bit_length() + 1):
-            middle = (low + high) // 2
-            fits = self._groups.macs(of(middle)) <= limit + 0.5
-            low, high = tf.where(fits, middle, low), tf.where(fits, high, middle)
-        return of(low)
+        worth = self._worth(values)
+        found = self._groups.first_within(worth, self._assured(worth), allowed)
+        return tf.cast(found, tf.float32)
 
     def project(self, moment: Moment, gradients: Sequence[tf.Tensor] | None) -> None:
         last = int(self.ratio * _UNITS)

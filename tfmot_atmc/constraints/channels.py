@@ -9,6 +9,7 @@ normalisation and its shift included.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,16 +78,57 @@ class ChannelGroups:
             kept: tensor `[count]`, 1 for channels that stay and 0 for those that have gone.
         """
         whole = tf.concat([tf.cast(kept, tf.float64), tf.ones([1], tf.float64)], 0)
-        terms = []
-        for site in self._sites.values():
-            inputs, outputs = _numbers(site)
-            channels = tf.reduce_sum(tf.gather(whole, _placed(outputs, self.count)))
-            each = _operations(site) / len(outputs)
-            if site.channels.mixes:
-                channels *= tf.reduce_sum(tf.gather(whole, _placed(inputs, self.count)))
-                each /= len(inputs)
-            terms.append(each * channels)
-        return tf.add_n(terms)
+        read, written = (tf.linalg.matvec(tf.constant(m), whole) for m in self._counts)
+        return tf.reduce_sum(tf.constant(self._each) * read * written)
+
+    @functools.cached_property
+    def _counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """How often each site reads and writes each channel: float64 `[sites, count + 1]` both."""
+        counts = []
+        for reads in (True, False):
+            rows = []
+            for site in self._sites.values():
+                numbers = site.channels.inputs if reads else site.channels.outputs
+                if reads and not site.channels.mixes:
+                    numbers = np.full(1, -1)
+                placed = _placed(numbers, self.count)
+                rows.append(np.bincount(placed, minlength=self.count + 1).astype(np.float64))
+            counts.append(np.stack(rows))
+        return counts[0], counts[1]
+
+    @functools.cached_property
+    def _each(self) -> np.ndarray:
+        """Multiply-accumulates of one output with one input of each site: float64 `[sites]`."""
+        return np.array(
+            [
+                _operations(site)
+                / (len(site.channels.outputs) * (len(site.channels.inputs) ** site.channels.mixes))
+                for site in self._sites.values()
+            ]
+        )
+
+    def first_within(self, scores: tf.Tensor, assured: tf.Tensor, limit: Any) -> tf.Tensor:
+        """Returns bool `[count]`: the most channels, by falling scores, that fit beside others.
+
+        Args:
+            scores: float `[count]`; among equals the lower number comes first.
+            assured: bool `[count]`, channels that are kept in any case.
+            limit: multiply-accumulates, a number or a scalar.
+        """
+        order = tf.argsort(scores, direction="DESCENDING", stable=True)
+        rank = tf.scatter_nd(order[:, None], tf.range(self.count), [self.count])
+        most = tf.cast(limit, tf.float64) + 0.5
+
+        def of(number: tf.Tensor) -> tf.Tensor:
+            return (rank < number) | assured
+
+        # More of the first ones never take less.
+        low, high = tf.constant(0), tf.constant(self.count + 1)
+        for _ in range(self.count.bit_length() + 1):
+            middle = (low + high) // 2
+            fits = self.macs(of(middle)) <= most
+            low, high = tf.where(fits, middle, low), tf.where(fits, high, middle)
+        return of(low)
 
     def fixed(self) -> np.ndarray:
         """Returns which channels stay for now since a frozen layer has them: bool `[count]`."""

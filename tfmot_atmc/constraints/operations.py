@@ -36,7 +36,8 @@ def binarised(masks: tf.Tensor, kept: tf.Tensor) -> tf.Tensor:
 class ChannelMasks(Constraint):
     """A mask for each channel, trained with the weights until the operations meet a target.
 
-    Masks start at 1 and are used as 1 from 1/2 on and as 0 below; a layer always keeps its largest.
+    Masks start at 1 and are used as 1 from 1/2 on and as 0 below. A layer always keeps its largest,
+    and where less than the target would be left, the largest masks below 1/2 count as 1 as well.
     Channels that are added up in a residual sum have one mask. While training, what reads a channel
     is multiplied by its mask, so that neither a bias nor the shift of a batch normalisation leaks
     through; deployed, the weights that write it are zero too, and `slim_model` removes it.
@@ -95,7 +96,8 @@ class ChannelMasks(Constraint):
         self._factors = list(factors)
         self._groups = ChannelGroups(factors)
         self._total = self._groups.total
-        share = float(self._groups.costs().mean()) / self._total
+        costs = self._groups.costs() / self._total
+        share = float(np.square(costs).sum() / costs.sum())
         self._scale = _PUSH / share if self.scale is None else self.scale
         self._masks = add_weight(
             name="channel_masks", shape=(self._groups.count,), initializer="ones", trainable=True
@@ -117,7 +119,9 @@ class ChannelMasks(Constraint):
     def _kept(self) -> tf.Tensor:
         masks = tf.convert_to_tensor(self._masks.value)
         kept = self._groups.with_one_each(masks >= _THRESHOLD, masks)
-        return binarised(masks, kept)
+        # Many masks may cross the threshold at once: those stay that the target has room for.
+        room = self._groups.first_within(masks, kept, self.ratio * self._total)
+        return binarised(masks, kept | room)
 
     def penalty(self, moment: Moment) -> tf.Tensor | None:
         left = self._groups.macs(self._kept()) / self._total
