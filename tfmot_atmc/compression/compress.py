@@ -8,7 +8,7 @@ import inspect
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -17,10 +17,9 @@ import numpy as np
 from tfmot_atmc import attacks, methods
 from tfmot_atmc.attacks.values import out_of_scale
 from tfmot_atmc.compression.attacked import with_float_inputs
-from tfmot_atmc.compression.budget import plan_budget
 from tfmot_atmc.compression.continuing import continue_from, factors_of
+from tfmot_atmc.compression.limits import Limits, within_limits
 from tfmot_atmc.compression.model import CompressedModel
-from tfmot_atmc.compression.operations import plan_macs
 from tfmot_atmc.compression.selection import MARK, Layers, selected_indices
 from tfmot_atmc.compression.sites import find_slots
 from tfmot_atmc.compression.stripping import plain_copy, tell_what_is_dead
@@ -42,6 +41,8 @@ def compress(
     in_place: bool = False,
     max_bytes: int | str | None = None,
     max_macs: int | str | None = None,
+    max_latency: float | str | None = None,
+    latency_table: Any = None,
     **arguments: Any,
 ) -> Any:
     """Wraps a Keras model so that `fit` compresses it under adversarial training.
@@ -72,6 +73,9 @@ def compress(
             the size.
         max_macs: instead of a `ratio`, the most multiply-accumulates for one example, such as
             `"12M"`, with nonzeros alone; for methods that count them, see `plan_macs`.
+        max_latency: instead of the ratio to which channels are dropped, milliseconds for one
+            example, such as `"2ms"`; for methods that drop channels, see `plan_latency`.
+        latency_table: measured operators of another device, as for `plan_latency`.
         **arguments: those of a `method` given by name, such as `ratio` and `bits`, and of an
             `attack` given by name, such as `epsilon` and `steps`.
 
@@ -114,10 +118,8 @@ def compress(
         factors, before = factors_of(to_compress), to_compress.selected
         to_compress, in_place = strip_compression(to_compress), True
     selected = before if layers is None and before else selected_indices(to_compress, layers)
-    if max_bytes is not None:
-        arguments = _within(to_compress, max_bytes, method, arguments, selected)
-    if max_macs is not None:
-        arguments = _within_macs(to_compress, max_macs, method, arguments, selected)
+    limits = Limits(max_bytes, max_macs, max_latency, latency_table)
+    arguments = within_limits(to_compress, limits, method, arguments, selected)
     model = to_compress if in_place else copy_model(to_compress)
     if attack is not None or validation_attack is not None:
         model = with_float_inputs(model)
@@ -162,57 +164,6 @@ def _sorted_out(
     check_arguments(where, arguments, [*mine, *others], own)
     for_attack = {k: v for k, v in arguments.items() if k not in mine}
     return {k: v for k, v in arguments.items() if k in mine}, for_attack
-
-
-def _within(
-    model: keras.Model,
-    max_bytes: int | str,
-    method: Any,
-    arguments: dict[str, Any],
-    selected: Sequence[int] | None,
-) -> dict[str, Any]:
-    """The arguments of a method with which a model's file is predicted to fit."""
-    cls = _without_budget("max_bytes", method, arguments, {"ratio", "k", "schedule", "ratio_of"})
-    if not _counts_weights(cls):
-        able = [name for name in methods.names() if _counts_weights(methods.class_of(name))]
-        raise ValueError(
-            f"The method {method!r} has no `ratio` of weights, so `max_bytes` cannot make its file "
-            f"smaller. Those that have one: {', '.join(able)}."
-        )
-    bits = {"bits": 8} if cls.codebooks else {}
-    return {**bits, **arguments, "ratio": plan_budget(model, max_bytes, layers=selected).ratio}
-
-
-def _within_macs(
-    model: keras.Model,
-    max_macs: int | str,
-    method: Any,
-    arguments: dict[str, Any],
-    selected: Sequence[int] | None,
-) -> dict[str, Any]:
-    """The arguments of a method with which it holds to a number of multiply-accumulates."""
-    cls = _without_budget("max_macs", method, arguments, {"ratio", "k", "ratio_of"})
-    currency = methods.arguments_in_macs(cls)
-    layers = None if selected is None else list(selected)
-    return {**arguments, **currency, "ratio": plan_macs(model, max_macs, layers=layers).ratio}
-
-
-def _without_budget(
-    limit: str, method: Any, arguments: dict[str, Any], budgets: set[str]
-) -> type[methods.Method]:
-    """Returns the class of a method that is named without a budget of its own."""
-    if not isinstance(method, str) or budgets & set(arguments):
-        *first, last = (f"`{name}`" for name in sorted(budgets))
-        raise ValueError(
-            f"`{limit}` finds the ratio by itself: name the method, such as {methods.DEFAULT!r}, "
-            f"and give no {', '.join(first)} or {last}. Received {method!r} with "
-            f"{sorted(arguments)}."
-        )
-    return methods.class_of(method)
-
-
-def _counts_weights(cls: type[methods.Method]) -> bool:
-    return cls.takes("ratio") and cls.ratio_of == "weights"
 
 
 def strip_compression(model: Any) -> Any:

@@ -19,7 +19,7 @@ from tfmot_atmc.math import parse_count
 from tfmot_atmc.slimming import is_graph, layer_costs
 from tfmot_atmc.utils.keras_internals import flat_layers
 
-__all__ = ["MacsPlan", "plan_macs"]
+__all__ = ["MacsPlan", "layers_with_sites", "plan_macs"]
 
 _DIGITS = 10**9  # of a ratio, as budgets round it
 
@@ -70,7 +70,7 @@ def plan_macs(model: keras.Model, max_macs: int | str, *, layers: Any = None) ->
     if layers is None and isinstance(model, CompressedModel):
         layers = model.selected
     dense = _dense_macs(plain)
-    acting = sum(_operations(site) for site in _sites(plain, _indices(plain, layers)))
+    acting = sum(_operations(site) for _, site in layers_with_sites(plain, layers))
     rest = dense - acting
     if limit <= rest:
         raise ValueError(
@@ -117,12 +117,21 @@ def _indices(model: keras.Model, layers: Any) -> Collection[int] | None:
     return selected_indices(model, layers)
 
 
-def _sites(model: keras.Model, selected: Collection[int] | None) -> list[Site]:
-    """Returns the sites that `compress` would find in the layers at some indices, or in all."""
+def layers_with_sites(
+    model: keras.Model, layers: Any = None
+) -> list[tuple[keras.layers.Layer, Site]]:
+    """Returns the kernels that `compress` would find: the layer and the site of each.
+
+    Args:
+        model: a built plain model.
+        layers: as `compress` takes it, or indices in the model's flat order; None for all.
+    """
+    selected = _indices(model, layers)
     found = []
     for index, layer in enumerate(flat_layers(model)):
         if (selected is None or index in selected) and layer.variables:
             slots = find_slots(layer)
             found += [] if isinstance(slots, str) else slots
     sites = [site_of(s.layer, s.attribute, s.variable.shape, s.factorizable) for s in found]
-    return sites_in_model(model, [slot.layer for slot in found], sites)
+    owners = [slot.layer for slot in found]
+    return list(zip(owners, sites_in_model(model, owners, sites), strict=True))

@@ -23,6 +23,7 @@ from tfmot_atmc.math.sizes import (
     paper_bits,
     parse_bytes,
     parse_count,
+    parse_milliseconds,
 )
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "paper_bits",
     "parse_bytes",
     "parse_count",
+    "parse_milliseconds",
     "project_l0",
     "random_channels",
     "random_filters",

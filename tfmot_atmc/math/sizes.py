@@ -71,6 +71,34 @@ def parse_count(count: int | str) -> int:
     return found
 
 
+_MILLISECONDS = {"": 1.0, "ms": 1.0, "us": 1e-3, "s": 1e3}
+_TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|us|s|)", re.IGNORECASE)
+
+
+def parse_milliseconds(time: float | str) -> float:
+    """Returns a time in milliseconds.
+
+    Args:
+      time: milliseconds, or text such as `"2ms"`, `"500 us"` or `"0.01s"`.
+
+    Raises:
+      ValueError: not a positive time.
+
+    Example:
+
+    >>> parse_milliseconds("2ms"), parse_milliseconds("500 us"), parse_milliseconds(0.25)
+    (2.0, 0.5, 0.25)
+    """
+    match = None if isinstance(time, bool) else _TIME.fullmatch(str(time).strip())
+    found = 0.0 if match is None else float(match[1]) * _MILLISECONDS[match[2].lower()]
+    if not found > 0:
+        raise ValueError(
+            'A latency must be a positive number of milliseconds or text such as "2ms". '
+            f"Received {time!r}."
+        )
+    return found
+
+
 def paper_bits(nonzeros: int, distinct: int, bits: int) -> int:
     """Bits of one matrix by the size metric of ATMC (Gui et al., 2019, Sec. 4).
 

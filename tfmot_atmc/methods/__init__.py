@@ -5,6 +5,7 @@ from tfmot_atmc.methods.atmc import ATMC
 from tfmot_atmc.methods.base import (
     CodebookMethod,
     Method,
+    arguments_in_channels,
     arguments_in_macs,
     class_of,
     get,
@@ -60,6 +61,7 @@ __all__ = [
     "Stage",
     "TradesLoss",
     "WeightCost",
+    "arguments_in_channels",
     "arguments_in_macs",
     "class_of",
     "get",

@@ -12,7 +12,16 @@ from tfmot_atmc.methods.costs import get_cost
 from tfmot_atmc.methods.stages import Stage, phased
 from tfmot_atmc.utils.configurable import Configurable, get_configured
 
-__all__ = ["CodebookMethod", "Method", "arguments_in_macs", "class_of", "get", "name_of", "names"]
+__all__ = [
+    "CodebookMethod",
+    "Method",
+    "arguments_in_channels",
+    "arguments_in_macs",
+    "class_of",
+    "get",
+    "name_of",
+    "names",
+]
 
 
 class Method(Configurable, kind="method"):
@@ -216,6 +225,33 @@ def class_of(name: str) -> type[Method]:
     (True, False)
     """
     return Method.registry.find(name)
+
+
+def arguments_in_channels(cls: type[Method], ratio: float) -> dict[str, Any]:
+    """Returns the arguments with which a method drops whole channels to a ratio of operations.
+
+    Args:
+        cls: class of the method.
+        ratio: multiply-accumulates that are left, as a ratio of the dense ones.
+
+    Raises:
+        ValueError: if it drops none.
+
+    Example:
+
+    >>> arguments_in_channels(class_of("atmc"), 0.5)
+    {'channels': 0.5}
+    """
+    if cls.takes("channels"):
+        return {"channels": ratio}
+    if cls.takes("ratio") and cls.ratio_of == "macs":
+        return {"ratio": ratio}
+    kinds = [(name, class_of(name)) for name in names()]
+    able = [n for n, c in kinds if c.takes("channels") or c.ratio_of == "macs"]
+    raise ValueError(
+        f"The method {name_of(cls)!r} drops no channels, so that its network does not run faster. "
+        f"Those that do: {', '.join(able)}."
+    )
 
 
 def arguments_in_macs(cls: type[Method]) -> dict[str, Any]:
