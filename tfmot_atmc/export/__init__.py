@@ -26,6 +26,11 @@ from tfmot_atmc.export.tflite.report import (
     inspect_tflite,
 )
 from tfmot_atmc.export.tflite.rewrite import ROUNDED, VALUE_MODES, stored_bytes
+from tfmot_atmc.export.tflite.xnnpack import (
+    SparseKernelReport,
+    SparseLayer,
+    xnnpack_sparse_layers,
+)
 
 if TYPE_CHECKING:
     from tfmot_atmc.export.archive import (
@@ -46,6 +51,8 @@ __all__ = [
     "CompilerMissingError",
     "ExportError",
     "ExportReport",
+    "SparseKernelReport",
+    "SparseLayer",
     "TFLiteModel",
     "TensorSummary",
     "TooLargeError",
@@ -63,6 +70,7 @@ __all__ = [
     "stored_bytes",
     "unpack_archive",
     "weight_bytes",
+    "xnnpack_sparse_layers",
 ]
 
 _ARCHIVE = ("ArchiveError", "ArchiveReport", "pack_archive", "unpack_archive")
