@@ -11,20 +11,6 @@ import tfmot_atmc
 
 ROOM = pathlib.Path(tfmot_atmc.__file__).parent
 FILES = {str(path.relative_to(ROOM)): path for path in sorted(ROOM.rglob("*.py"))}
-# Still in the older dialect, to become fewer.
-OLDER = {
-    "attacks/runs.py",
-    "attacks/square.py",
-    "evaluation/model_checks.py",
-    "evaluation/second_opinion.py",
-    "export/c/export.py",
-    "export/c/macros.py",
-    "export/c/sizes.py",
-    "export/tflite/conversion.py",
-    "export/tflite/export.py",
-    "math/clustering.py",
-    "math/projection.py",
-}
 NAMES = {"Adam", "False", "Keras", "None", "Python", "True"}
 _ENTRY = re.compile(r"^( +)[*\w.`, ]+?: ([A-Z][a-z]*)(?![A-Za-z0-9_])")
 
@@ -61,10 +47,6 @@ def _strange(path):
                         yield f"line {part.lineno}: {part.value}"
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name not in OLDER])
+@pytest.mark.parametrize("name", list(FILES))
 def test_docstrings_and_messages_speak_one_dialect(name):
     assert list(_strange(FILES[name])) == []
-
-
-def test_what_is_called_older_still_is():
-    assert set(FILES) >= OLDER

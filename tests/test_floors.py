@@ -73,6 +73,27 @@ def test_floors_hold_the_budget_fill_it_and_leave_each_layer_its_share(data):
         assert np.isclose(np.abs(np.concatenate(kept)).sum(), flat.sum(), rtol=1e-5)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_looking_first_finds_what_raising_every_layer_does_also_among_equals(data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    sizes = data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=5))
+    k = data.draw(st.integers(0, sum(sizes)))
+    wanted = data.draw(st.integers(0, sum(sizes)))  # schedules ask for more, growth for less
+    floors = data.draw(st.sampled_from([0.25, 0.75, 1.0]))
+    digits = data.draw(st.sampled_from([0, 1, 6]))
+    values = [rng.normal(0, 10.0 ** rng.integers(-1, 2), n).round(digits) for n in sizes]
+    values = [value.astype("float32") for value in values]
+    factors, tensors = _factors(*values), [tf.constant(value) for value in values]
+    higher = raised(tensors, factors, k, floors, l0_masks)
+    expected = l0_masks(higher, wanted)
+    for compiled in (False, True):
+        constraint = _built(FlooredSparsity(k=k, floors=floors), factors)
+        found = constraint._top(tensors, wanted, compiled)
+        for mask, right in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(mask, right)
+
+
 def test_what_is_raised_is_kept_first_whatever_an_entry_costs():
     values = [tf.constant([0.1, 0.2]), tf.constant([5.0, 6.0, 7.0])]
     factors = _factors(*(v.numpy() for v in values), costs=[9.0, 1.0])

@@ -13,8 +13,8 @@ import pytest
 import tensorflow as tf
 
 import tfmot_atmc as atmc
-from tfmot_atmc.attacks.runs import within_xla
 from tfmot_atmc.math import l0_masks, zero_kmeans, zero_kmeans_of_all
+from tfmot_atmc.utils.tracing import within_xla
 
 SMALL = {program.name: program for program in gpu_programs.correctness(4, 4, "mlp")}
 

@@ -123,3 +123,14 @@ def test_configuration_is_complete_and_bad_arguments_are_refused():
             attacks.QuickAutoAttack(epsilon=EPSILON, **bad)
     with pytest.raises(TypeError, match="has no argument `targeted`"):
         attacks.QuickAutoAttack(epsilon=EPSILON, targeted=True)
+
+
+def test_its_parts_are_made_once_for_each_number_of_classes_that_matters():
+    attack = attacks.QuickAutoAttack(epsilon=EPSILON, steps=2, num_targets=1, queries=2)
+    assert all(attack.parts_for(10)[name] is part for name, part in attack.attacks.items())
+    few = attack.parts_for(3)
+    assert few["apgd-t"].objective == "margin" and few["apgd-t"] is attack.parts_for(3)["apgd-t"]
+    few.clear()  # what is given away is the caller's
+    assert list(attack.parts_for(3)) == ["apgd-ce", "apgd-t", "square"]
+    again = attacks.get(attacks.serialize(attack))
+    assert again.parts_for(10)["square"] is not attack.parts_for(10)["square"]

@@ -269,3 +269,24 @@ def test_a_run_passes_its_slope_to_the_attack_and_to_what_follows_the_dense_star
     ):
         with pytest.raises(ValueError, match=message):
             CompressionSettings(**options).resolved()
+
+
+def test_a_look_for_dead_gradients_is_traced_once_a_model_and_warns_of_nothing(caplog):
+    calls = []
+
+    def dense(width):
+        def model(x):
+            calls.append(width)
+            return tf.nn.relu(x @ tf.ones((4, width))) @ -tf.eye(width)
+
+        return model
+
+    attack = attacks.PGD(epsilon=0.1, steps=1)
+    for width in range(2, 9):
+        model = dense(width)
+        attack(model, np.full((3, 4), 0.5, "float32"), [0, 1, 0])
+        traced = len(calls)
+        for size in (1, 2, 5):
+            attack(model, np.full((size, 4), 0.5, "float32"), [1] * size)
+        assert len(calls) == traced
+    assert "retracing" not in caplog.text

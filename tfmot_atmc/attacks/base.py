@@ -28,8 +28,8 @@ __all__ = ["Attack", "logits_of", "looks_like_probabilities"]
 
 # Pixels that went through a float32 resize or normalisation may leave [0, 1] by this much.
 _BOUNDS_SLACK = 1e-6
-# So many examples tell whether gradients are dead.
-_LOOKED_AT = 16
+# So many examples tell whether gradients are dead; in each step of a training a few.
+_LOOKED_AT, _LOOKED_AT_EACH_STEP = 16, 4
 # What tells whether an attack should look again is the same for all attacks on a model.
 _LOOKS = Traces()
 
@@ -315,7 +315,7 @@ class Attack:
         leaves = problem.x
         if self.epsilon.any():
             if slope == "auto" and self.needs_gradients:
-                slope = surrogate.automatic(problem.first(_LOOKED_AT))
+                slope = surrogate.automatic(problem.first(_LOOKED_AT_EACH_STEP))
             if slope is not None and self.needs_gradients:
                 problem = problem.with_slope(slope)
             leaves = [tf.stop_gradient(leaf) for leaf in self._perturb(problem, seed)]
@@ -325,9 +325,10 @@ class Attack:
         self, model: Callable[..., Any], x: Any, y: tf.Tensor, seed: tf.Tensor, found: Any
     ) -> Any:
         """Returns what plain gradients found, and with a slope where they fail and are dead."""
-        signature = tf.nest.map_structure(any_batch, (x, y))
-        key = (type(self), self.targeted, self.loss, repr(signature))
-        dead, failed = _LOOKS.get(model, key, self._tracing_a_look)(x, found, y)
+        kinds = tf.nest.map_structure(any_batch, (x, y))
+        key = (type(self), self.targeted, self.loss, repr(kinds))
+        look = _LOOKS.get(model, key, lambda reference: self._tracing_a_look(reference, kinds))
+        dead, failed = look(*(tuple(tf.nest.flatten(nest)) for nest in (x, found)), y)
         rows = np.flatnonzero(failed)
         if not dead or not rows.size:
             return found
@@ -340,18 +341,21 @@ class Attack:
         ]
         return tf.nest.pack_sequence_as(x, again)
 
-    def _tracing_a_look(self, reference: Callable[[], Any]) -> Any:
+    def _tracing_a_look(self, reference: Callable[[], Any], kinds: Any) -> Any:
         """Returns a function that tells whether gradients are dead, and where an attack failed."""
+        x_spec, y_spec = kinds
 
-        def look(x: Any, found: Any, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def look(leaves: Any, found: Any, y: tf.Tensor) -> list[tf.Tensor]:
+            x, found = (tf.nest.pack_sequence_as(x_spec, flat) for flat in (leaves, found))
             problem = self._problem(reference(), x, y)
             slope = surrogate.automatic(problem.first(_LOOKED_AT))
             attacked = self._problem(reference(), found, y)
             logits, _ = attacked.evaluate(attacked.x)
             dead = tf.constant(False) if slope is None else slope > 0
-            return dead, ~problem.succeeded(logits)
+            return [dead, ~problem.succeeded(logits)]
 
-        return tf.function(look, autograph=False, reduce_retracing=True)
+        flat = tuple(tf.nest.flatten(x_spec))
+        return tf.function(look, autograph=False).get_concrete_function(flat, flat, y_spec)
 
     def _as_seed(self, seed: Any) -> tf.Tensor:
         seed = tf.cast(tf.convert_to_tensor(self.seed if seed is None else seed), tf.int64)

@@ -11,8 +11,9 @@ from tfmot_atmc.attacks import surrogate
 from tfmot_atmc.attacks.apgd import APGD, APGDT
 from tfmot_atmc.attacks.base import Attack
 from tfmot_atmc.attacks.problem import Leaves, Problem, fold_in
-from tfmot_atmc.attacks.runs import scatter, within_xla
+from tfmot_atmc.attacks.runs import scatter
 from tfmot_atmc.attacks.square import Square
+from tfmot_atmc.utils.tracing import within_xla
 
 __all__ = ["QuickAutoAttack"]
 
@@ -63,6 +64,7 @@ class QuickAutoAttack(Attack):
     ) -> None:
         super().__init__(epsilon=epsilon, **kwargs)
         self.steps, self.num_targets, self.queries = int(steps), int(num_targets), int(queries)
+        self._parts_by_classes: dict[int, dict[str, Attack]] = {}
         self.attacks: dict[str, Attack] = self.parts_for(_ENOUGH_CLASSES)
 
     def parts_for(self, classes: int) -> dict[str, Attack]:
@@ -72,10 +74,13 @@ class QuickAutoAttack(Attack):
             classes: number of classes of the model; with three or less the margin takes the place
                 of the targeted ratio.
         """
+        classes = min(classes, _ENOUGH_CLASSES)
+        if classes in self._parts_by_classes:  # an attack traces each model once
+            return dict(self._parts_by_classes[classes])
         config = super().get_config()
         common = {name: config[name] for name in ("epsilon", "norm", "bounds", "seed")}
         ratio = "dlr" if classes >= _ENOUGH_CLASSES else "margin"
-        return {
+        parts: dict[str, Attack] = {
             "apgd-ce": APGD(steps=self.steps, backward_slope=None, **common),
             "apgd-t": APGDT(
                 num_targets=self.num_targets,
@@ -86,6 +91,8 @@ class QuickAutoAttack(Attack):
             ),
             "square": Square(queries=self.queries, **common),
         }
+        self._parts_by_classes[classes] = parts
+        return dict(parts)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments as plain Python values."""

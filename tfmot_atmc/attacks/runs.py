@@ -8,8 +8,9 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from tfmot_atmc.attacks.problem import Leaves, Problem
+from tfmot_atmc.utils.tracing import within_xla
 
-__all__ = ["run_on_the_rest", "scatter", "within_xla"]
+__all__ = ["run_on_the_rest", "scatter"]
 
 Run = Callable[[Problem, tf.Tensor, tf.Tensor], tuple[Leaves, tf.Tensor]]
 
@@ -21,9 +22,9 @@ def run_on_the_rest(problem: Problem, runs: int, run: Run) -> Leaves:
     run takes all examples.
 
     Args:
-        problem: The whole problem.
-        runs: Number of runs.
-        run: Callable `(problem, rows, index) -> (leaves, succeeded)`: the problem of the examples
+        problem: the whole problem.
+        runs: number of runs.
+        run: callable `(problem, rows, index) -> (leaves, succeeded)`: the problem of the examples
             `rows` that are left, and the number of the run, a scalar int32 tensor.
     """
     batch = tf.shape(problem.x[0])[0]
@@ -51,16 +52,3 @@ def run_on_the_rest(problem: Problem, runs: int, run: Run) -> Leaves:
 def scatter(tensor: tf.Tensor, rows: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
     """Returns the tensor with some of its rows replaced."""
     return tf.ensure_shape(tf.tensor_scatter_nd_update(tensor, rows[:, None], values), tensor.shape)
-
-
-def within_xla() -> bool:
-    """Returns whether what is being traced is for XLA to compile, where shapes must be static."""
-    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
-    while graph is not None:
-        context = graph._get_control_flow_context()
-        while context is not None:
-            if context.IsXLAContext():
-                return True
-            context = context.outer_context
-        graph = getattr(graph, "outer_graph", None)
-    return False

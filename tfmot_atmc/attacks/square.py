@@ -11,8 +11,9 @@ from tfmot_atmc.attacks.base import Attack
 from tfmot_atmc.attacks.margins import margin
 from tfmot_atmc.attacks.outputs import hard_labels
 from tfmot_atmc.attacks.problem import Leaves, Problem, fold_in
-from tfmot_atmc.attacks.runs import run_on_the_rest, scatter, within_xla
+from tfmot_atmc.attacks.runs import run_on_the_rest, scatter
 from tfmot_atmc.attacks.squares import Canvas, l2_change, linf_pattern
+from tfmot_atmc.utils.tracing import within_xla
 
 __all__ = ["Square"]
 
@@ -29,10 +30,10 @@ class Square(Attack):
     are `[height, width, channels]`; other inputs are read as one row of their last two axes.
 
     Args:
-        epsilon: Radius in input units, a scalar or, for l-infinity, one value a channel.
-        queries: Number of proposals for each example, at least 1.
-        restarts: Number of random starts; each takes only the examples that are left.
-        p_init: Share of the pixels in the first squares, in (0, 1].
+        epsilon: radius in input units, a scalar or, for l-infinity, one value a channel.
+        queries: number of proposals for each example, at least 1.
+        restarts: number of random starts; each takes only the examples that are left.
+        p_init: share of the pixels in the first squares, in (0, 1].
         **kwargs: `norm`, `bounds` and `seed`, see `Attack`.
 
     Raises:

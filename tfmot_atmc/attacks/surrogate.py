@@ -23,6 +23,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfmot_atmc.utils.tracing import within_xla
+
 __all__ = [
     "DEAD_SHARE",
     "SLOPE",
@@ -144,6 +146,17 @@ def _taking(slope: Any) -> Iterator[None]:
         _slope.reset(token)
 
 
+def _unless_plain(plain: tf.Tensor, sloped: Callable[[], tf.Tensor]) -> tf.Tensor:
+    """Returns the plain gradient where the slope is zero, so that the other costs nothing there.
+
+    The plain one stays outside of any branch: on a CPU that of max-pooling is slow within.
+    """
+    slope = _slope.get()
+    if not tf.is_tensor(slope):
+        return sloped() if slope else plain
+    return sloped() if within_xla() else tf.cond(slope > 0, sloped, lambda: tf.identity(plain))
+
+
 def _where_off(on: tf.Tensor, grad: tf.Tensor, least: float = 0.0) -> tf.Tensor:
     """Returns `grad` where `on`, and elsewhere the slope's share of it, at least `least`."""
     slope = tf.maximum(tf.cast(_slope.get(), grad.dtype), tf.cast(least, grad.dtype))
@@ -151,7 +164,8 @@ def _where_off(on: tf.Tensor, grad: tf.Tensor, least: float = 0.0) -> tf.Tensor:
 
 
 def _relu(op: tf.Operation, grad: tf.Tensor) -> tf.Tensor:
-    return _where_off(op.outputs[0] > 0, grad)
+    plain = tf.raw_ops.ReluGrad(gradients=grad, features=op.outputs[0])
+    return _unless_plain(plain, lambda: _where_off(op.outputs[0] > 0, grad))
 
 
 def _relu6(op: tf.Operation, grad: tf.Tensor) -> tf.Tensor:
@@ -198,18 +212,22 @@ def _max_pool(op: tf.Operation, grad: tf.Tensor) -> tf.Tensor:
     window = {name: op.get_attr(name) for name in ("ksize", "strides")}
     window |= {name: op.get_attr(name).decode() for name in ("padding", "data_format")}
     pooled = {"orig_input": op.inputs[0], "orig_output": op.outputs[0], "grad": grad}
-    shape = {"orig_input_shape": tf.shape(op.inputs[0]), "grad": grad}
+    explicit = window["padding"] == "EXPLICIT"  # of which there is no mean
     if op.type == "MaxPool3D":
         largest = tf.raw_ops.MaxPool3DGrad(**pooled, **window)
-        mean = tf.raw_ops.AvgPool3DGrad(**shape, **window)
-    elif window["padding"] == "EXPLICIT":  # of which there is no mean
-        paddings = op.get_attr("explicit_paddings")
-        return tf.raw_ops.MaxPoolGrad(**pooled, **window, explicit_paddings=paddings)
     else:
-        largest = tf.raw_ops.MaxPoolGrad(**pooled, **window)
-        mean = tf.raw_ops.AvgPoolGrad(**shape, **window)
-    every = mean * float(math.prod(window["ksize"]))
-    return largest + tf.cast(_slope.get(), grad.dtype) * (every - largest)
+        paddings = op.get_attr("explicit_paddings") if explicit else []
+        largest = tf.raw_ops.MaxPoolGrad(**pooled, **window, explicit_paddings=paddings)
+    if explicit:
+        return largest
+    average = tf.raw_ops.AvgPool3DGrad if op.type == "MaxPool3D" else tf.raw_ops.AvgPoolGrad
+
+    def sloped() -> tf.Tensor:
+        mean = average(orig_input_shape=tf.shape(op.inputs[0]), grad=grad, **window)
+        every = mean * float(math.prod(window["ksize"]))
+        return largest + tf.cast(_slope.get(), grad.dtype) * (every - largest)
+
+    return _unless_plain(largest, sloped)
 
 
 _KINDS: dict[str, Callable[..., Any]] = {

@@ -14,7 +14,6 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_atmc import attacks, methods, tasks
-from tfmot_atmc.attacks.runs import within_xla
 from tfmot_atmc.compression.attacked import (
     adversarial,
     part_of_the_way,
@@ -54,6 +53,7 @@ from tfmot_atmc.utils.keras_internals import (
     place_randomness,
     slots_of,
 )
+from tfmot_atmc.utils.tracing import within_xla
 
 
 @keras.saving.register_keras_serializable(package="tfmot_atmc")

@@ -62,6 +62,7 @@ def raised(
     budget: float,
     floors: float,
     top: Callable[[list[tf.Tensor], int], list[tf.Tensor]],
+    needed: Sequence[tf.Tensor] | None = None,
 ) -> list[tf.Tensor]:
     """Returns magnitudes in which what is assured to a layer is above everything else.
 
@@ -74,6 +75,7 @@ def raised(
         budget: what all entries that are kept may cost.
         floors: the share that is assured, in [0, 1].
         top: returns where the largest entries of some tensors are, given their number.
+        needed: None, or whether each layer's entries must be raised: a bool scalar a layer.
     """
     costs = [factor.cost for factor in factors]
     dearest, cheapest = max(costs), min(costs)
@@ -81,12 +83,21 @@ def raised(
     sizes = [tf.abs(score) for score in scores]
     above = 2 * tf.reduce_max(tf.stack([tf.reduce_max(size) for size in sizes]))
     found = list(sizes)
-    for _, members, count in layers:
-        masks = top([sizes[i] for i in members], count)
-        for index, mask in zip(members, masks, strict=True):
+    for number, (_, members, count) in enumerate(layers):
+
+        def higher(members: list[int] = members, count: int = count) -> list[tf.Tensor]:
+            masks = top([sizes[i] for i in members], count)
             # What is worth most for its cost is kept first.
-            worth = above * (factors[index].cost / cheapest) ** 0.5
-            found[index] = tf.where(mask, worth, sizes[index])
+            worths = [above * (factors[i].cost / cheapest) ** 0.5 for i in members]
+            triples = zip(masks, worths, members, strict=True)
+            return [tf.where(mask, worth, sizes[i]) for mask, worth, i in triples]
+
+        def as_they_are(members: list[int] = members) -> list[tf.Tensor]:
+            return [tf.identity(sizes[i]) for i in members]
+
+        parts = higher() if needed is None else tf.cond(needed[number], higher, as_they_are)
+        for index, part in zip(members, parts, strict=True):
+            found[index] = part
     return found
 
 
@@ -124,8 +135,23 @@ class FlooredSparsity(GlobalSparsity):
         def top(some: list[tf.Tensor], count: int) -> list[tf.Tensor]:
             return self._largest(some, count, compiled)
 
-        higher = raised(scores, factors, self.budget, self.floors, top)
-        return super()._top(higher, k, compiled)
+        if {factor.cost for factor in factors} != {1.0}:
+            higher = raised(scores, factors, self.budget, self.floors, top)
+            return super()._top(higher, k, compiled)
+        # Mostly the budget of all layers leaves each its share by itself; looking is cheap.
+        kept = self._largest(scores, k, compiled)
+        layers = budgets_of_layers(factors, int(self.floors * self.budget), _EXPONENT)
+        found = [tf.add_n([_count(kept[i]) for i in members]) for _, members, _ in layers]
+        counts, assured = tf.stack(found), tf.constant([count for *_, count in layers], tf.int32)
+        missing = tf.reduce_sum(tf.maximum(assured - counts, 0))
+        # As many entries make room, so a layer that has more to spare keeps its share.
+        needed = None if compiled else tf.unstack(counts < assured + missing)
+
+        def again() -> list[tf.Tensor]:
+            higher = raised(scores, factors, self.budget, self.floors, top, needed)
+            return self._largest(higher, k, compiled)
+
+        return tf.cond(missing > 0, again, lambda: [tf.identity(mask) for mask in kept])
 
     def finalized(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
         acting = [tf.constant(value) for value in trained(self._factors, values)]
@@ -134,3 +160,7 @@ class FlooredSparsity(GlobalSparsity):
         masks = self._top(acting, self.budget // self._unit)
         kept = [tf.where(m, v, tf.zeros_like(v)) for m, v in zip(masks, acting, strict=True)]
         return placed(self._factors, [value.numpy() for value in kept], values)
+
+
+def _count(mask: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(tf.cast(mask, tf.int32))

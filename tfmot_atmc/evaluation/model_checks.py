@@ -187,8 +187,8 @@ def coarse_outputs(sample: Sample, attack: Attack) -> str | None:
     """Flags outputs of few distinct values, on which a search by outputs sees no progress.
 
     Args:
-        sample: Examples.
-        attack: The attack that sees outputs only, for its epsilon and bounds.
+        sample: examples.
+        attack: the attack that sees outputs only, for its epsilon and bounds.
     """
     if len(sample.y) < 8:
         raise NotRun("there are too few examples")

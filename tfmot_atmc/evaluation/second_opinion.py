@@ -35,10 +35,10 @@ def second_opinion(
     the sample (128 examples at most): the cost of some 150 gradients for each of these.
 
     Args:
-        sample: Examples, with `left` saying which withstood the attacks.
-        model: The model to take gradients of; None if there is none.
-        attacks: The attacks of the evaluation, by name.
-        seed: Seed of the evaluation.
+        sample: examples, with `left` saying which withstood the attacks.
+        model: the model to take gradients of; None if there is none.
+        attacks: the attacks of the evaluation, by name.
+        seed: seed of the evaluation.
 
     Returns:
         What to say as a check, None where the attacks are of that kind already; and the figures.

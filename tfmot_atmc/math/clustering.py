@@ -209,20 +209,20 @@ def _check(num_clusters: int, max_iterations: int, grid: int | None) -> None:
         ("grid", grid if grid is not None else 1, 1),
     ):
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
-            raise ValueError(f"`{name}` must be an integer >= {least}, got {number!r}.")
+            raise ValueError(f"`{name}` must be an integer >= {least}. Received {number!r}.")
 
 
 def _as_values(values: tf.Tensor, where: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
     values = tf.convert_to_tensor(values)
     if not values.dtype.is_floating:
-        raise TypeError(f"`values` must be floating-point, got dtype {values.dtype.name}.")
+        raise TypeError(f"`values` must be floating-point. Received dtype {values.dtype.name}.")
     active = tf.not_equal(values, tf.zeros([], values.dtype))
     if where is not None:
         where = tf.convert_to_tensor(where)
         if where.dtype != tf.bool or not where.shape.is_compatible_with(values.shape):
             raise ValueError(
-                f"`where` must be a bool tensor of shape {values.shape}, "
-                f"got {where.dtype.name} of shape {where.shape}."
+                f"`where` must be a bool tensor of shape {values.shape}. "
+                f"Received {where.dtype.name} of shape {where.shape}."
             )
         active &= where
     return values, active

@@ -19,13 +19,15 @@ _ALGORITHMS = ("auto", "histogram", "bisection")
 
 def _as_tensors(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     if isinstance(tensors, (tf.Tensor, tf.Variable, np.ndarray)):
-        raise TypeError("`tensors` must be a list of tensors, got a single tensor; pass [tensor].")
+        raise TypeError(
+            "`tensors` must be a list of tensors. Received a single tensor; pass [tensor]."
+        )
     out = [tf.convert_to_tensor(t) for t in tensors]
     if not out:
         raise ValueError("`tensors` is empty; expected at least one floating-point tensor.")
     for tensor in out:
         if not tensor.dtype.is_floating:
-            raise TypeError(f"Expected floating-point tensors, got dtype {tensor.dtype.name}.")
+            raise TypeError(f"Expected floating-point tensors. Received dtype {tensor.dtype.name}.")
     return out
 
 
@@ -39,7 +41,7 @@ def _kept(
 ) -> list[tf.Tensor]:
     given = _as_tensors(tensors)
     if algorithm not in _ALGORITHMS:
-        raise ValueError(f"`algorithm` must be one of {_ALGORITHMS}, got {algorithm!r}.")
+        raise ValueError(f"`algorithm` must be one of {_ALGORITHMS}. Received {algorithm!r}.")
     if costs is None and groups is None:
         return largest(given, budget, algorithm, values)
     masks = select_within(given, budget, costs, groups)

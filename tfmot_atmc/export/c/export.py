@@ -92,43 +92,43 @@ def export_c(
     when that fails, nothing is written and what was at `path` before stays.
 
     Args:
-        model: A built Keras model with one input and one output.
-        path: File to write; its name ends in `.c`. The header's name ends in `.h` instead.
+        model: a built Keras model with one input and one output.
+        path: file to write; its name ends in `.c`. The header's name ends in `.h` instead.
         values: `"full_int8"` or `"float32"`.
-        representative: Some hundred of the training examples, for the scales of int8 activations.
-        inputs: Examples to compare on, by default the first 256 of `representative`, or made-up
+        representative: some hundred of the training examples, for the scales of int8 activations.
+        inputs: examples to compare on, by default the first 256 of `representative`, or made-up
             ones.
-        pixel_max: What the byte 255 means to the Keras model, such as 1.0 or 255.0, where the C
+        pixel_max: what the byte 255 means to the Keras model, such as 1.0 or 255.0, where the C
             function shall take bytes. By default 255 for a model that begins with a `Rescaling` of
             such numbers, and no bytes otherwise. Examples are rounded to bytes then.
-        name: Prefix of the C names: the function is called `{name}_invoke`.
+        name: prefix of the C names: the function is called `{name}_invoke`.
         optimize: `"speed"`, `"size"`, or `"balanced"`, which packs weights into fewer bits where
             that costs little time.
-        slim: Whether to remove channels that change nothing; None does it where the graph of the
+        slim: whether to remove channels that change nothing; None does it where the graph of the
             model is known.
-        tolerance: Largest difference from Keras to accept, relative to the largest output; by
+        tolerance: largest difference from Keras to accept, relative to the largest output; by
             default 1e-5, and 0.25 with `"full_int8"`.
-        min_agreement: Least share of the examples, in [0, 1], whose largest output is that of
+        min_agreement: least share of the examples, in [0, 1], whose largest output is that of
             Keras; by default 0.9 with `"full_int8"` and 0 otherwise.
-        max_flash: Most flash to accept, in bytes or as text such as `"16KB"` (1 KB is 1,024
+        max_flash: most flash to accept, in bytes or as text such as `"16KB"` (1 KB is 1,024
             bytes), code included, at `-O2` or else at `-Os`. Without `arm-none-eabi-gcc` the code
             is allowed for with 8,192 bytes.
-        max_ram: Most RAM to accept: static memory and stack, without the caller's input and
+        max_ram: most RAM to accept: static memory and stack, without the caller's input and
             output. Without `arm-none-eabi-gcc` the stack is allowed for with 512 bytes.
-        cpu: The core that flash and stack are measured for: `"cortex-m0plus"` or `"cortex-m4"`.
-        overwrite: Whether existing files may be replaced.
+        cpu: the core that flash and stack are measured for: `"cortex-m0plus"` or `"cortex-m4"`.
+        overwrite: whether existing files may be replaced.
 
     Returns:
         A `CReport`; print it for a table.
 
     Raises:
-        TypeError: If `model` is not a Keras model.
-        ValueError: If an argument is out of range, or `representative` is missing, not needed, not
+        TypeError: if `model` is not a Keras model.
+        ValueError: if an argument is out of range, or `representative` is missing, not needed, not
             finite or of another shape.
-        FileExistsError: If a file exists and `overwrite` is False.
-        ExportError: If the model has an operator without a kernel, or the written code does not
+        FileExistsError: if a file exists and `overwrite` is False.
+        ExportError: if the model has an operator without a kernel, or the written code does not
             compute what Keras computes.
-        TooLargeError: If more flash or RAM is needed than allowed; an `ExportError`.
+        TooLargeError: if more flash or RAM is needed than allowed; an `ExportError`.
 
     Example:
         >>> report = export_c(model, "model.c", representative=x_train[:300])  # doctest: +SKIP

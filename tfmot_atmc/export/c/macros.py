@@ -21,10 +21,10 @@ def macro_text(program: Program, bytes_in: ByteInput | None, extent: str, bias: 
     """Returns what the kernels need to know before they are compiled.
 
     Args:
-        program: The program; a table for bytes of the caller is added to it where one is needed.
-        bytes_in: How the caller's bytes are converted; None where the caller gives elements.
-        extent: The C type of sizes and strides.
-        bias: The C type of biases.
+        program: the program; a table for bytes of the caller is added to it where one is needed.
+        bytes_in: how the caller's bytes are converted; None where the caller gives elements.
+        extent: the C type of sizes and strides.
+        bias: the C type of biases.
     """
     integer = program.network.is_integer
     rows = [layer.rows for layer in program.layers]

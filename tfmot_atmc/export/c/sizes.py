@@ -31,11 +31,11 @@ class Footprint:
     """Memory of a C file on one core.
 
     Attributes:
-        cpu: The core, a key of `CPUS`.
-        optimize: The compiler's level, such as `"-O2"`.
-        flash: Bytes of code and constants.
-        static: Bytes of memory in use from start to end.
-        stack: Bytes of stack of the deepest chain of calls; None where the compiler does not tell.
+        cpu: the core, a key of `CPUS`.
+        optimize: the compiler's level, such as `"-O2"`.
+        flash: bytes of code and constants.
+        static: bytes of memory in use from start to end.
+        stack: bytes of stack of the deepest chain of calls; None where the compiler does not tell.
     """
 
     cpu: str
@@ -56,15 +56,15 @@ def measure_footprint(
     """Compiles a C file for a core and reads its sizes.
 
     Args:
-        path: The C file; its header lies beside it.
-        cpu: One of `CPUS`.
-        optimize: The compiler's level.
+        path: the C file; its header lies beside it.
+        cpu: one of `CPUS`.
+        optimize: the compiler's level.
 
     Returns:
         A `Footprint`, or None where `arm-none-eabi-gcc` is not installed.
 
     Raises:
-        ValueError: If `cpu` is unknown or the file does not compile.
+        ValueError: if `cpu` is unknown or the file does not compile.
     """
     if cpu not in CPUS:
         raise ValueError(f"`cpu` must be one of {tuple(CPUS)}. Received {cpu!r}.")

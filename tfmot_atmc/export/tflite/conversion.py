@@ -37,11 +37,11 @@ class InputSpec:
     """The inputs of a model.
 
     Attributes:
-        structure: The nest in which the model takes them.
-        names: One name per input, in the order of the flattened nest.
-        shapes: Their shapes, the batch first, None where it is dynamic.
-        dtypes: Their dtypes; floating ones are float32.
-        fixed_batch: The batch size the model was built for, or None.
+        structure: the nest in which the model takes them.
+        names: one name per input, in the order of the flattened nest.
+        shapes: their shapes, the batch first, None where it is dynamic.
+        dtypes: their dtypes; floating ones are float32.
+        fixed_batch: the batch size the model was built for, or None.
     """
 
     structure: Any
@@ -58,24 +58,26 @@ class InputSpec:
         """Returns inputs as arrays in the order of `names`.
 
         Args:
-            inputs: A nest like `structure`, or a dictionary by name.
-            what: The argument that holds them, for messages.
+            inputs: a nest like `structure`, or a dictionary by name.
+            what: the argument that holds them, for messages.
 
         Raises:
-            ValueError: If the inputs do not fit the model.
+            ValueError: if the inputs do not fit the model.
         """
         if isinstance(inputs, dict) and set(self.names) <= set(inputs):
             values = [inputs[name] for name in self.names]
         else:
             values = _flatten_arrays(inputs)
         if len(values) != len(self.names):
-            raise ValueError(f"The model has the inputs {self.names}, got {len(values)} arrays.")
+            raise ValueError(
+                f"The model has the inputs {self.names}. Received {len(values)} arrays."
+            )
         arrays = [np.asarray(v, d) for v, d in zip(values, self.dtypes, strict=True)]
         for name, shape, array in zip(self.names, self.shapes, arrays, strict=True):
             if not _fits(array, shape) or len(array) == 0 or len(array) != len(arrays[0]):
                 raise ValueError(
                     f"`{what}` for {name!r} must have shape [examples, ...] like {shape}, with as "
-                    f"many examples as the other inputs and at least one, got {array.shape}."
+                    f"many examples as the other inputs and at least one. Received {array.shape}."
                 )
         return arrays
 
@@ -117,15 +119,15 @@ def describe_inputs(model: keras.Model, inputs: Any, batch_size: int | None) -> 
     """Finds out what a model takes.
 
     Args:
-        model: A built Keras model.
-        inputs: Examples, which settle what the model leaves open, or None.
-        batch_size: The batch to convert for, or None for a dynamic one.
+        model: a built Keras model.
+        inputs: examples, which settle what the model leaves open, or None.
+        batch_size: the batch to convert for, or None for a dynamic one.
 
     Returns:
         The `InputSpec`.
 
     Raises:
-        ValueError: If a shape stays open, or the model was built for another batch size.
+        ValueError: if a shape stays open, or the model was built for another batch size.
     """
     if isinstance(model, keras.Sequential):
         structure = model.inputs[0]
@@ -141,7 +143,7 @@ def describe_inputs(model: keras.Model, inputs: Any, batch_size: int | None) -> 
     tensors = keras.tree.flatten(structure)
     examples = [None] * len(tensors) if inputs is None else _flatten_arrays(inputs)
     if len(examples) != len(tensors):
-        raise ValueError(f"The model has {len(tensors)} inputs, got {len(examples)} arrays.")
+        raise ValueError(f"The model has {len(tensors)} inputs. Received {len(examples)} arrays.")
     keys = sorted(structure) if isinstance(structure, dict) else [t.name for t in tensors]
     names = tuple(
         f"input_{i}" if _AUTOMATIC_NAME.fullmatch(key) else key for i, key in enumerate(keys)
@@ -149,7 +151,7 @@ def describe_inputs(model: keras.Model, inputs: Any, batch_size: int | None) -> 
     fixed = next((t.shape[0] for t in tensors if t.shape[0] is not None), None)
     if fixed is not None and fixed != batch_size:
         raise ValueError(
-            f"The model was built for batches of {fixed}, got batch_size={batch_size}; pass "
+            f"The model was built for batches of {fixed}. Received batch_size={batch_size}; pass "
             f"batch_size={fixed}."
         )
     shapes = []
@@ -186,7 +188,7 @@ def float32_computation(model: keras.Model) -> Iterator[None]:
     Mixed precision is for training; its casts would only cost operations in the file.
 
     Args:
-        model: The model; its dtype policies are restored at the end.
+        model: the model; its dtype policies are restored at the end.
     """
     layers = [layer for layer in flat_layers(model) if _is_narrow(layer)]
     policies = [layer.dtype_policy for layer in layers]
@@ -209,9 +211,9 @@ def predict(model: keras.Model, spec: InputSpec, arrays: Sequence[np.ndarray]) -
     """Runs the Keras model in inference mode and float32, batch by batch.
 
     Args:
-        model: The model.
-        spec: Its inputs.
-        arrays: One array `[examples, ...]` per input.
+        model: the model.
+        spec: its inputs.
+        arrays: one array `[examples, ...]` per input.
 
     Returns:
         One array `[examples, ...]` per flattened output.
@@ -250,11 +252,11 @@ def convert(
     """Converts a model with the stock converter, without optimizations.
 
     Args:
-        model: The model.
-        spec: Its inputs.
-        samples: Examples, one array per input, to convert to a full-integer model with one scale
+        model: the model.
+        spec: its inputs.
+        samples: examples, one array per input, to convert to a full-integer model with one scale
             per weight; None for a float32 model.
-        types: Types of the inputs and of the outputs of a full-integer model.
+        types: types of the inputs and of the outputs of a full-integer model.
 
     Returns:
         Content of a dense .tflite file with the signature
@@ -262,7 +264,7 @@ def convert(
         `output_0`, `output_1`, ...
 
     Raises:
-        ExportError: If the converter rejects the model, or a full-integer one would have loops.
+        ExportError: if the converter rejects the model, or a full-integer one would have loops.
     """
     output_names: list[str] = []
 

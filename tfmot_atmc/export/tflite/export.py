@@ -93,16 +93,16 @@ def export_tflite(
     and what was at `path` before stays.
 
     Args:
-        model: A built Keras model of any kind. Mixed precision is exported as float32.
-        path: File to write; its name ends in `.tflite`.
-        inputs: Examples to compare on: an array, or a nest or dictionary of arrays as the model
+        model: a built Keras model of any kind. Mixed precision is exported as float32.
+        path: file to write; its name ends in `.tflite`.
+        inputs: examples to compare on: an array, or a nest or dictionary of arrays as the model
             takes them. By default the first 256 of `representative`, or 16 examples: uniform in
             [0, 1) for floating inputs, 0 or 1 for integer inputs. Pass real data where that is not
             in the range of the model.
-        sparse: Whether to store sparse weights sparsely.
-        slim: Whether to remove channels that change nothing; None does it where the graph of the
+        sparse: whether to store sparse weights sparsely.
+        slim: whether to remove channels that change nothing; None does it where the graph of the
             model is known.
-        min_sparsity: Least fraction of zeros, in [0, 1], from which sparse storage is considered.
+        min_sparsity: least fraction of zeros, in [0, 1], from which sparse storage is considered.
             It is used only where it is smaller.
         values: `"auto"` stores int8 where it is exact; `"float32"` never does; `"int8"` also rounds
             weights and biases to 8 bits, each tensor by its best scale, where that saves bytes;
@@ -110,40 +110,40 @@ def export_tflite(
             7 or 1 times one scale (`methods.FewBits`): no delegate takes such a file, which makes
             it slower, and old interpreters do not load it;
             `"full_int8"` computes in integers too, and needs `representative`.
-        representative: Examples like `inputs`, some hundred of the training data: the ranges of
+        representative: examples like `inputs`, some hundred of the training data: the ranges of
             their activations become the scales of a `"full_int8"` file.
-        batch_size: Static batch size of the file, or None for a dynamic one.
-        tolerance: Largest difference from Keras to accept, relative to the largest output; by
+        batch_size: static batch size of the file, or None for a dynamic one.
+        tolerance: largest difference from Keras to accept, relative to the largest output; by
             default 1e-5, 0.1 where values are rounded and 0.25 with `"full_int8"`, more where the
             model is deep, or up to 1e-4 where the converter's own file differs as much. The report
             gives the difference.
-        min_agreement: Least share of the examples, in [0, 1], whose largest output is that of
+        min_agreement: least share of the examples, in [0, 1], whose largest output is that of
             Keras; by default 0.9 with `values="full_int8"` and 0 otherwise.
-        max_bytes: Largest file to accept, in bytes or as text such as `"24KB"` (1 KB is 1,024
+        max_bytes: largest file to accept, in bytes or as text such as `"24KB"` (1 KB is 1,024
             bytes); None for any size.
-        input_type: Type of the inputs of a `"full_int8"` file: `"float32"`, or `"uint8"` or
+        input_type: type of the inputs of a `"full_int8"` file: `"float32"`, or `"uint8"` or
             `"int8"` for what a camera or a microcontroller has. The file holds scale and zero
             point; the calibration settles them.
-        output_type: Type of its outputs, likewise.
-        class_names: Names of the outputs, to be written into the file (`export.read_notes`).
-        names: Whether weights keep their layers' names in the file; None unless `max_bytes` asks
+        output_type: type of its outputs, likewise.
+        class_names: names of the outputs, to be written into the file (`export.read_notes`).
+        names: whether weights keep their layers' names in the file; None unless `max_bytes` asks
             for few bytes.
-        measure_latency: Whether to time the file against the dense one (a fraction of a second for
+        measure_latency: whether to time the file against the dense one (a fraction of a second for
             small models).
-        overwrite: Whether an existing file may be replaced.
+        overwrite: whether an existing file may be replaced.
 
     Returns:
         An `ExportReport`; print it for a table.
 
     Raises:
-        TypeError: If `model` is not a Keras model.
-        ValueError: If an argument is out of range, or the model is not built or still wrapped for
+        TypeError: if `model` is not a Keras model.
+        ValueError: if an argument is out of range, or the model is not built or still wrapped for
             compression, or cannot be slimmed though `slim` is True, or `representative` is missing,
             not needed, not finite or of another shape.
-        FileExistsError: If the file exists and `overwrite` is False.
-        ExportError: If the converter rejects the model, or the file does not run, does not match
+        FileExistsError: if the file exists and `overwrite` is False.
+        ExportError: if the converter rejects the model, or the file does not run, does not match
             Keras or is not smaller than the dense one.
-        TooLargeError: If the file is larger than `max_bytes`; an `ExportError`.
+        TooLargeError: if the file is larger than `max_bytes`; an `ExportError`.
 
     Example:
         >>> report = export_tflite(model, "classifier.tflite", inputs=x_test)  # doctest: +SKIP
@@ -220,15 +220,15 @@ def _check_options(
     min_agreement: float | None,
 ) -> None:
     if not 0.0 <= min_sparsity <= 1.0:
-        raise ValueError(f"`min_sparsity` must be in [0, 1], got {min_sparsity}.")
+        raise ValueError(f"`min_sparsity` must be in [0, 1]. Received {min_sparsity}.")
     if values not in rewrite.VALUE_MODES:
-        raise ValueError(f"`values` must be one of {rewrite.VALUE_MODES}, got {values!r}.")
+        raise ValueError(f"`values` must be one of {rewrite.VALUE_MODES}. Received {values!r}.")
     if batch_size is not None and batch_size < 1:
-        raise ValueError(f"`batch_size` must be positive or None, got {batch_size}.")
+        raise ValueError(f"`batch_size` must be positive or None. Received {batch_size}.")
     if tolerance is not None and not tolerance > 0.0:
-        raise ValueError(f"`tolerance` must be positive, got {tolerance}.")
+        raise ValueError(f"`tolerance` must be positive. Received {tolerance}.")
     if min_agreement is not None and not 0.0 <= min_agreement <= 1.0:
-        raise ValueError(f"`min_agreement` must be in [0, 1], got {min_agreement}.")
+        raise ValueError(f"`min_agreement` must be in [0, 1]. Received {min_agreement}.")
 
 
 def _check_calibration(values: str, representative: Any) -> None:
@@ -240,7 +240,7 @@ def _check_calibration(values: str, representative: Any) -> None:
         )
     if values != rewrite.FULL_INT8 and representative is not None:
         raise ValueError(
-            f"`representative` is for values={rewrite.FULL_INT8!r}, got values={values!r}."
+            f"`representative` is for values={rewrite.FULL_INT8!r}. Received values={values!r}."
         )
 
 
