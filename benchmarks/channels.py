@@ -5,9 +5,9 @@
 
 The networks are UNTRAINED: channels go by the magnitude of random weights (`AL0(ratio=1,
 channels=...)`), so the figures say how fast networks of these shapes are, and nothing about
-accuracy. Each
-network's float32 and full int8 files run in turns with the dense ones, in the stock interpreter
-on one thread; the figures are medians. Beside them stands what `plan_latency` predicts.
+accuracy. Each network's float32 and full int8 files run in turns with the dense ones, in the stock
+interpreter on one thread; the figures are medians. Beside them stands the ratio that `plan_latency`
+gives for the measured times.
 """
 
 from __future__ import annotations
@@ -79,9 +79,10 @@ def measure(name: str, table: OperatorTable | None) -> list[dict[str, Any]]:
             row[f"{values}_ms"], row[f"{values}_times"] = found, times["1.0"] / found
             row[f"{values}_bytes"] = paths[row["target"]][values].stat().st_size
     if table is not None:
-        for row in rows:
-            plan = atmc.plan_latency(models[1.0], row["float32_ms"], table=table)
-            row["planned_operations"], row["planned_dense_ms"] = plan.ratio, plan.dense_ms
+        dense = atmc.plan_latency(models[1.0], "1000s", table=table).dense_ms
+        for row in rows:  # which ratio the plan gives for what was measured, dense network to scale
+            wanted = dense / row["float32_times"]
+            row["planned_operations"] = atmc.plan_latency(models[1.0], wanted, table=table).ratio
     return rows
 
 

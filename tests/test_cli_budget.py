@@ -159,3 +159,16 @@ def test_a_ratio_is_given_or_follows_from_the_size():
     planned = dataclasses.replace(sized, ratio=0.02)
     assert [stage.name for stage in planned.stages()][-1] == "atmc4"
     assert CompressionSettings().resolved().ratio == 0.05
+
+
+def test_max_macs_is_planned_before_training_and_held_by_what_is_left(start, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["compress", f"--model={start}", "--max_macs=12K", *TINY, f"--out={out}"]
+    assert cli.main(arguments) == 0
+    found = json.loads((out / "results.json").read_text())
+    dense = 9 * 8 * 36 + 288 * 32 + 320
+    assert found["compression"]["dense_macs"] == dense
+    assert 10_000 < found["compression"]["macs"] <= 12_000
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"at most 12,000 of {dense:,} multiply-accumulates" in said
+    assert f"{found['compression']['macs']:,} of {dense:,}" in said

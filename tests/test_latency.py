@@ -101,6 +101,13 @@ def test_operators_are_measured_each_with_fewer_channels():
     assert [layer.name for layer, _ in layers_with_sites(model)] == ["first", "depth", "head"]
 
 
+def test_without_a_table_the_dense_network_is_measured_too():
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(8, name="wide"), layers.Dense(2)])
+    plan = atmc.plan_latency(model, "10s")
+    assert plan.ratio == 1.0 and plan.predicted_ms == plan.dense_ms > 0
+    assert "one thread" in plan.device
+
+
 def test_times_are_read_in_any_unit():
     assert [parse_milliseconds(t) for t in ("2ms", "2 MS", 2, "2000us", "0.002s")] == [2.0] * 5
     for wrong in ("soon", -1, 0, True, "2 minutes"):

@@ -28,6 +28,7 @@ __all__ = ["LatencyPlan", "OperatorTable", "OperatorTime", "measure_operators", 
 
 _SHARES = (1.0, 0.5, 0.25)
 _STEPS = 20
+_EMPTY, _WHOLE = "empty", "whole"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +142,8 @@ def measure_operators(
 ) -> OperatorTable:
     """Measures the layers of a model with kernels on this machine, with fewer channels too.
 
-    Each runs as a float32 .tflite file of its own in the stock interpreter, on one thread.
+    Each runs as a float32 .tflite file of its own in the stock interpreter, on one thread, all of
+    them in turns.
 
     Args:
         model: a built model for a fixed size of its inputs.
@@ -151,30 +153,43 @@ def measure_operators(
     Raises:
         ValueError: if the shapes of a layer are not known.
     """
-    files: dict[str, bytes] = {}
-    times = {}
-    shapes: dict[str, tuple[int, ...]] = {}
+    return _measured(model, shares, rounds)[0]
+
+
+def _measured(
+    model: keras.Model, shares: Sequence[float], rounds: int | None
+) -> tuple[OperatorTable, float]:
+    """Measures operators and the whole dense network, all of them in turns."""
+    times: dict[str, OperatorTime] = {}
+    tiny = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    models = {_EMPTY: tiny, _WHOLE: model}
     for layer, site in layers_with_sites(model):
         for share in shares:
-            inputs, outputs = (
-                _kept(n, share) for n in (site.channels.inputs, site.channels.outputs)
-            )
+            inputs, outputs = _left(site, share)
             macs = round(_macs(site, inputs, outputs))
-            key = f"{_like(layer, site)} {macs}"
+            key = f"{_like(layer, site)} {site.positions} {macs}"
             if key not in times:
-                alone, shapes[key] = _alone(layer, inputs, outputs)
-                files[key] = convert(alone, describe_inputs(alone, None, 1))
+                models[key] = _alone(layer, inputs, outputs)
                 times[key] = OperatorTime(*_like(layer, site), site.positions or 1, macs, 0.0)
-    tiny = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
-    empty = convert(tiny, describe_inputs(tiny, None, 1))
-    overhead = measure_latency({"": empty}, [np.zeros((1, 1), np.float32)], rounds=rounds)[""]
-    found = []
-    for key, file in files.items():
-        x = np.random.default_rng(0).random(shapes[key], np.float32)
-        ms = measure_latency({key: file}, [x], rounds=rounds)[key]
-        found.append(dataclasses.replace(times[key], ms=max(ms - overhead, 0.0)))
-    device = f"{platform.machine()} {platform.system()}, one thread"
-    return OperatorTable(device, tuple(found), overhead)
+    files = {key: convert(one, describe_inputs(one, None, 1)) for key, one in models.items()}
+    examples = {key: _example(one) for key, one in models.items()}
+    found = measure_latency(files, examples, rounds=rounds)
+    overhead = found[_EMPTY]
+    table = OperatorTable(
+        f"{platform.machine()} {platform.system()}, one thread",
+        tuple(
+            dataclasses.replace(time, ms=max(found[key] - overhead, 0.0))
+            for key, time in times.items()
+        ),
+        overhead,
+    )
+    return table, found[_WHOLE]
+
+
+def _example(model: keras.Model) -> list[np.ndarray]:
+    """Returns made-up inputs of one example."""
+    rng = np.random.default_rng(0)
+    return [rng.random((1, *tuple(tensor.shape)[1:]), np.float32) for tensor in model.inputs]
 
 
 def plan_latency(
@@ -208,12 +223,11 @@ def plan_latency(
     plain = plain_copy(model) if isinstance(model, CompressedModel) else model
     everything = layers_with_sites(plain)
     names = {site.name for _, site in layers_with_sites(plain, layers)}
-    own = table is None
-    known = measure_operators(plain) if own else table
-    if isinstance(known, (str, os.PathLike)):
-        known = OperatorTable.load(known)
-    if known is None:  # a table is given or measured
-        raise ValueError("No table of operators is known.")
+    whole = None
+    if table is None:
+        known, whole = _measured(plain, _SHARES, None)
+    else:
+        known = table if isinstance(table, OperatorTable) else OperatorTable.load(table)
 
     def at(share: float) -> tuple[float, float]:
         ms, left, total = known.overhead_ms, 0.0, 0.0
@@ -227,7 +241,7 @@ def plan_latency(
                 left, total = left + macs, total + (site.operations or 0)
         return ms, left / total
 
-    factor = _measured(plain) / at(1.0)[0] if own else 1.0
+    factor = 1.0 if whole is None else whole / at(1.0)[0]
     dense = at(1.0)[0] * factor
     if at(0.0)[0] * factor > limit:
         raise ValueError(
@@ -240,14 +254,6 @@ def plan_latency(
         low, high = (middle, high) if at(middle)[0] * factor <= limit else (low, middle)
     predicted, ratio = at(low)
     return LatencyPlan(limit, dense, predicted * factor, min(1.0, ratio), known.device)
-
-
-def _measured(model: keras.Model) -> float:
-    """Returns the milliseconds of a model's dense file on this machine, one thread."""
-    file = convert(model, describe_inputs(model, None, 1))
-    shapes = [tuple(tensor.shape)[1:] for tensor in model.inputs]
-    inputs = [np.random.default_rng(0).random((1, *shape), np.float32) for shape in shapes]
-    return measure_latency({"": file}, inputs)[""]
 
 
 def _kept(numbers: np.ndarray, share: float) -> int:
@@ -273,8 +279,8 @@ def _like(layer: Any, site: Site) -> tuple[str, tuple[int, ...], tuple[int, ...]
     return site.kind, tuple(int(side) for side in getattr(layer, "kernel_size", ())), strides
 
 
-def _alone(layer: Any, inputs: int, outputs: int) -> tuple[keras.Model, tuple[int, ...]]:
-    """Returns a model of one layer with fewer channels, and the shape of its inputs."""
+def _alone(layer: Any, inputs: int, outputs: int) -> keras.Model:
+    """Returns a model of one layer with fewer channels."""
     shape = build_shapes(layer).get("input_shape")
     if shape is None or None in shape[1:]:
         raise ValueError(
@@ -287,5 +293,4 @@ def _alone(layer: Any, inputs: int, outputs: int) -> tuple[keras.Model, tuple[in
             config[name] = outputs
     whole = getattr(layer, "groups", 1) != 1
     sides = (*shape[1:-1], shape[-1] if whole else inputs)
-    model = keras.Sequential([keras.Input(sides), type(layer).from_config(config)])
-    return model, (1, *sides)
+    return keras.Sequential([keras.Input(sides), type(layer).from_config(config)])

@@ -167,7 +167,7 @@ def _real(array: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
 
 def measure_latency(
     models: Mapping[str, str | os.PathLike[str] | bytes],
-    inputs: Sequence[np.ndarray],
+    inputs: Sequence[np.ndarray] | Mapping[str, Sequence[np.ndarray]],
     *,
     rounds: int | None = None,
     num_threads: int = 1,
@@ -178,7 +178,7 @@ def measure_latency(
 
     Args:
         models: path or content of each .tflite model, by name.
-        inputs: one array per input, of the batch to time.
+        inputs: one array per input, of the batch to time; or such a list for each model, by name.
         rounds: number of rounds; the median over them is reported. By default 15, and as few as 5
             where a round takes long.
         num_threads: threads of the interpreter.
@@ -190,7 +190,7 @@ def measure_latency(
     repeats = {}
     round_seconds = 0.0
     for name, model in loaded.items():
-        model.set_inputs(*inputs)
+        model.set_inputs(*(inputs[name] if isinstance(inputs, Mapping) else inputs))
         model.invoke()
         start = time.perf_counter()
         model.invoke()
