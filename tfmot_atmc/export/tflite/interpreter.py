@@ -174,13 +174,14 @@ def measure_latency(
 ) -> dict[str, float]:
     """Measures the latency of models in turns, so that a busy machine slows all of them alike.
 
-    Each round runs every model for about 10 ms (at least once) and notes its mean time.
+    Each round runs every model for about 10 ms (at least once), in an order of its own. Each run is
+    timed by itself: the median is then hardly moved by the few in which another process ran.
 
     Args:
         models: path or content of each .tflite model, by name.
         inputs: one array per input, of the batch to time; or such a list for each model, by name.
-        rounds: number of rounds; the median over them is reported. By default 15, and as few as 5
-            where a round takes long.
+        rounds: number of rounds; the median over the runs of all of them is reported. By default
+            15, and as few as 5 where a round takes long.
         num_threads: threads of the interpreter.
 
     Returns:
@@ -200,10 +201,11 @@ def measure_latency(
     if rounds is None:
         rounds = int(np.clip(_TOTAL_SECONDS / round_seconds, _FEWEST_ROUNDS, _MOST_ROUNDS))
     times: dict[str, list[float]] = {name: [] for name in loaded}
+    order = np.random.default_rng(0)
     for _ in range(rounds):
-        for name, model in loaded.items():
-            start = time.perf_counter()
+        for name in order.permutation(list(loaded)):
             for _ in range(repeats[name]):
-                model.invoke()
-            times[name].append((time.perf_counter() - start) / repeats[name])
+                start = time.perf_counter()
+                loaded[name].invoke()
+                times[name].append(time.perf_counter() - start)
     return {name: float(np.median(measured)) * 1e3 for name, measured in times.items()}
