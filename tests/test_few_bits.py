@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 import tfmot_atmc as atmc
 from tfmot_atmc import methods, models
-from tfmot_atmc.compression.widths import plan_width
+from tfmot_atmc.compression.widths import plan_channels, plan_width
 from tfmot_atmc.export import inspect_tflite
 from tfmot_atmc.export.tflite import integers
 from tfmot_atmc.kernels import GridKernel
 from tfmot_atmc.methods import DA, FewBits
-from tfmot_atmc.recipes import CompressionSettings
+from tfmot_atmc.recipes import CompressionSettings, run_compression
 
 LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -134,3 +134,40 @@ def test_few_bits_is_a_method_like_the_others():
     for wrong in ({"bits": 1}, {"ends": 9}, {"ratio": 0}):
         with pytest.raises(ValueError, match="must"):
             FewBits(**wrong)
+
+
+def test_of_a_trained_network_as_many_channels_are_kept_as_fit():
+    images = np.random.default_rng(1).random((32, 28, 28, 1), np.float32)
+    wide = models.compact_cnn(filters=(6, 8), units=12, seed=0)
+    network, plan = plan_channels(wide, "3KB", images, method=FewBits(4))
+    one_more = [layer.get_weights()[0].shape[-1] for layer in network.layers if layer.weights]
+    assert plan.smallest_bytes < plan.predicted_bytes <= 3072
+    assert all(few <= many for few, many in zip(one_more, (6, 8, 12, 10), strict=True))
+    assert models.count_kernel_weights(network) < models.count_kernel_weights(wide)
+    eight, _ = plan_channels(wide, "3KB", images)
+    assert models.count_kernel_weights(eight) < models.count_kernel_weights(network)
+    whole, _ = plan_channels(wide, "40KB", images)
+    np.testing.assert_allclose(whole(images), wide(images), atol=1e-5)
+    with pytest.raises(ValueError, match="one channel"):
+        plan_channels(wide, 1000, images)
+
+
+def test_a_run_goes_on_from_a_wide_network_to_a_file_of_few_bits(tmp_path):
+    wide = models.small_cnn(seed=0)
+    wide.save(tmp_path / "wide.keras")
+    settings = CompressionSettings(
+        model=str(tmp_path / "wide.keras"),
+        method="few_bits",
+        max_bytes="3KB",
+        epochs=1,
+        steps=1,
+        limit=64,
+        out=str(tmp_path / "out"),
+    )
+    lines = []
+    results = run_compression(settings, log=lines.append)
+    assert results["bytes"]["tflite"] <= results["budget"]["predicted_bytes"] <= 3072
+    assert any("weights fit" in line for line in lines)
+    assert (results["settings"]["bits"], list(results["seconds"])) == (4, ["bits4"])
+    stored = {tensor["dtype"] for tensor in results["export"]["tensors"]}
+    assert stored == {"int4", "int8"}

@@ -224,13 +224,13 @@ def fit_to_bytes(
         if not is_graph(model):
             raise
     influence = measure_influence(slimmed, inputs)
-    order = _removal_order(influence)
+    order = removal_order(influence)
     graph = graph_bytes(slimmed, batch_size=options.get("batch_size", 1))
     low, high = 0, len(order)
     while high - low > 1:
         middle = (low + high) // 2
         trial = trim_channels(
-            slimmed, inputs, _kept(influence, order[:middle]), influence=influence
+            slimmed, inputs, kept_of(influence, order[:middle]), influence=influence
         )
         if graph + weight_bytes(trial, values=values) > limit:
             low = middle
@@ -238,7 +238,7 @@ def fit_to_bytes(
             high = middle
     # The prediction is off by the alignment of some vectors.
     for removed in range(high, len(order) + 1):
-        kept = _kept(influence, order[:removed])
+        kept = kept_of(influence, order[:removed])
         trial = trim_channels(slimmed, inputs, kept, influence=influence)
         try:
             report = export_tflite(trial, path, max_bytes=limit, **arguments)
@@ -252,8 +252,12 @@ def fit_to_bytes(
     )
 
 
-def _removal_order(influence: dict[str, Any]) -> list[str]:
-    """The layer that loses a channel, again and again, down to one channel each."""
+def removal_order(influence: dict[str, Any]) -> list[str]:
+    """Returns the layer that loses a channel, again and again, down to one channel each.
+
+    Args:
+        influence: what `measure_influence` returned.
+    """
     shares = []
     for name, measured in influence.items():
         ascending = np.sort(measured.influence)[:-1]
@@ -262,6 +266,12 @@ def _removal_order(influence: dict[str, Any]) -> list[str]:
     return [name for _, name in sorted(shares, key=lambda entry: entry[0])]
 
 
-def _kept(influence: dict[str, Any], removed: list[str]) -> dict[str, int]:
+def kept_of(influence: dict[str, Any], removed: list[str]) -> dict[str, int]:
+    """Returns how many channels the layers keep that lose some, by name.
+
+    Args:
+        influence: what `measure_influence` returned.
+        removed: the first entries of `removal_order`.
+    """
     kept = {name: len(influence[name].influence) - removed.count(name) for name in set(removed)}
     return dict(sorted(kept.items()))

@@ -7,19 +7,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import keras
+import numpy as np
+import tensorflow as tf
 
-from tfmot_atmc import methods, models
+from tfmot_atmc import attacks, methods, models
 from tfmot_atmc.compression.budget import BudgetPlan, plan_budget
 from tfmot_atmc.compression.compress import strip_compression
 from tfmot_atmc.compression.model import CompressedModel
 from tfmot_atmc.compression.operations import MacsPlan, plan_macs
-from tfmot_atmc.compression.widths import plan_width
+from tfmot_atmc.compression.widths import plan_channels, plan_width
 from tfmot_atmc.datasets.splits import Dataset
 from tfmot_atmc.recipes.aims import builder_arguments, check_outputs
+from tfmot_atmc.recipes.measures import attacker
 from tfmot_atmc.recipes.settings import CompressionSettings
 from tfmot_atmc.recipes.sources import check_units, load_data, radius_of
 
 __all__ = ["load_keras", "network_and_data", "plan_operations", "planned"]
+
+# Training images, and as many attacked ones, that tell which channels matter.
+_EXAMPLES = 256
 
 
 def load_keras(path: str | Path) -> keras.Model:
@@ -131,10 +137,7 @@ def _narrowed(
     settings: CompressionSettings, start: keras.Model, data: Dataset, say: Callable[[str], None]
 ) -> tuple[keras.Model, BudgetPlan | None]:
     if settings.model not in models.names():
-        raise ValueError(
-            f"The method {settings.method!r} builds its network: give a name of "
-            f"`tfmot_atmc.models`. Received model={settings.model!r}."
-        )
+        return _trimmed(settings, start, data, say)
     builder, weights = models.builder(str(settings.model)), models.count_kernel_weights
     arguments = builder_arguments(str(settings.model), data)
     if settings.max_bytes is None:
@@ -148,4 +151,28 @@ def _narrowed(
         found, plan = plan_width(builder, settings.max_bytes, **arguments)
     predicted = "" if plan is None else f", predicted to give {plan.predicted_bytes:,} bytes"
     say(f"The widest {settings.model} that fits: {weights(found):,} weights{predicted}")
+    return found, plan
+
+
+def _trimmed(
+    settings: CompressionSettings, start: keras.Model, data: Dataset, say: Callable[[str], None]
+) -> tuple[keras.Model, BudgetPlan]:
+    """The most influential channels of a trained network, as many as fit."""
+    if settings.max_bytes is None:
+        raise ValueError(
+            f"The method {settings.method!r} builds its network: give a name of "
+            "`tfmot_atmc.models`, or `max_bytes` to take the channels of a trained one that fit. "
+            f"Received model={settings.model!r}."
+        )
+    epsilon = radius_of(settings.epsilon, data)
+    attack = attacks.PGD(epsilon=epsilon, steps=10, step_size=epsilon / 6, bounds=data.bounds)
+    x, y = data.x_train[:_EXAMPLES], data.y_train[:_EXAMPLES]
+    seed = tf.constant([settings.seed, attack.seed], tf.int64)
+    examples = np.concatenate([x, attacker(start, attack, data)(x, y, seed)])
+    method = settings.method_of(1.0)
+    found, plan = plan_channels(start, settings.max_bytes, examples, method=method)
+    say(
+        f"{models.count_kernel_weights(found):,} of {models.count_kernel_weights(start):,} weights "
+        f"fit, predicted to give {plan.predicted_bytes:,} bytes"
+    )
     return found, plan
