@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(ROOT.glob("docs/results/*.md"))
 DOCUMENTS = (
     ROOT / "README.md",
+    ROOT / "docs" / "frontier.md",
     ROOT / "docs" / "references.md",
     ROOT / "docs" / "results.md",
     *PAGES,

@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains the networks of the frontier: robust accuracy against bytes, dense and sparse, on MNIST.
+"""Trains the networks of the frontier: robust accuracy against bytes, small and of few bits.
 
-    python benchmarks/frontier.py --train dense166k,s12k,s5k,s2k --work /tmp/frontier
-    python benchmarks/frontier.py --slopes al0-plain,s5k --images 300 --work /tmp/frontier
-    python benchmarks/frontier.py --sizes s2k,s5k,al0-through --images 1000 --work /tmp/frontier
+    python benchmarks/frontier.py --train s2k,s5k,dense166k,al0-32,al0-16,al0-8,al0-4 --work W
+    python benchmarks/frontier.py --train few32,few16,few8,few4 --work W
+    python benchmarks/frontier.py --sizes few4,few8,few8/dense,s2k,s5k --images 300 --work W
+    python benchmarks/frontier.py --slopes al0-plain,s5k --images 300 --work W
 
-The first trains the named runs of `RUNS` one after another, each in a folder of its own. The second
-attacks models with slopes in the backward pass. The third exports models and gives bytes, clean
-accuracy and AutoAttack. Each figure is a file in the work folder; stopped and started again, a run
-goes on where it was. `--out` keeps the tables.
+The first two train the named runs of `RUNS` one after another, each in a folder of its own; a run
+that starts from another one comes after it. The third exports models and gives bytes, clean
+accuracy and AutoAttack of what the file holds. The last attacks models with slopes in the backward
+pass. Each figure is a file in the work folder; stopped and started again, a run goes on where it
+was. `--out` keeps the tables, beside the rows of other calls.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +31,10 @@ from common import load_plain, show
 import tfmot_atmc as atmc
 from tfmot_atmc import attacks, models, recipes
 from tfmot_atmc.constraints import CubicBudget
-from tfmot_atmc.methods import AL0, AdversarialLoss, Stage
-from tfmot_atmc.recipes.pipeline import load_keras
-from tfmot_atmc.slimming import slim_model
+from tfmot_atmc.export.tflite.grids import nearest_int8_grid
+from tfmot_atmc.export.tflite.rewrite import DEQUANTIZE_BYTES
+from tfmot_atmc.methods import AL0, AdversarialLoss, FewBits, Stage
+from tfmot_atmc.slimming import slim_model, trim_channels
 from tfmot_atmc.utils.files import write_json
 
 EPSILON = 76 / 255
@@ -47,19 +51,28 @@ THREADS = flags.DEFINE_integer("threads", 1, "Threads of this process; 0 for all
 
 
 class Run(NamedTuple):
-    """What is trained: a network or the last model of another run, through stages."""
+    """What is trained: a network or the model of another run, through stages.
+
+    Attributes:
+        start: makes a network from a seed; or names a run, or one of its stages: "few16/dense".
+        stages: the stages of training.
+        attack: the attack of training.
+        keep: output channels that are kept of layers of the start, the most influential ones.
+    """
 
     start: Callable[[int], keras.Model] | str
     stages: Sequence[recipes.Stage]
     attack: attacks.Attack
+    keep: Mapping[str, int] = {}
+
+
+def pgd(steps: int) -> attacks.Attack:
+    return attacks.PGD(epsilon=EPSILON, steps=steps)
 
 
 def dense(epochs: int, steps: int, network: str, **arguments: Any) -> Run:
-    return Run(
-        lambda seed: models.get(network, seed=seed, **arguments),
-        [recipes.dense_stage(epochs)],
-        attacks.PGD(epsilon=EPSILON, steps=steps),
-    )
+    stages = [recipes.dense_stage(epochs)]
+    return Run(lambda seed: models.get(network, seed=seed, **arguments), stages, pgd(steps))
 
 
 def pruned(start: str, ratio: float, epochs: int, slope: float | None, through: bool) -> Run:
@@ -70,6 +83,15 @@ def pruned(start: str, ratio: float, epochs: int, slope: float | None, through: 
     return Run(start, [stage], attacks.PGD(epsilon=EPSILON, steps=5, backward_slope=slope))
 
 
+def few_bits(start: str, steps: int, before: int, epochs: int, bits: int = 4, **keep: int) -> Run:
+    """Some channels of a robust network, trained on as they are and then with few bits."""
+    (stage,) = FewBits(bits).stages(epochs)
+    stages = [dataclasses.replace(stage, name="bits")]
+    if before:
+        stages.insert(0, dataclasses.replace(recipes.dense_stage(before), warmup_epochs=0))
+    return Run(start, stages, pgd(steps), keep)
+
+
 RUNS = {
     "dense166k": dense(8, 5, "mnist_cnn"),
     "s12k": dense(16, 3, "compact_cnn"),
@@ -78,6 +100,19 @@ RUNS = {
     "al0-plain": pruned("dense166k", 0.01, 4, None, False),
     "al0-slope": pruned("dense166k", 0.01, 4, 0.05, False),
     "al0-through": pruned("dense166k", 0.01, 4, 0.05, True),
+    # Within 32, 16, 8 and 4 KB; one for longer, and one without any slope.
+    "al0-32": pruned("dense166k", 0.08, 4, 0.05, True),
+    "al0-16": pruned("dense166k", 0.03, 4, 0.05, True),
+    "al0-8": pruned("dense166k", 0.0125, 4, 0.05, True),
+    "long-8": pruned("dense166k", 0.0135, 10, 0.05, True),
+    "plain-8": pruned("dense166k", 0.0125, 4, None, False),
+    "al0-4": pruned("al0-8", 0.0035, 4, 0.05, True),
+    # Within 32, 16, 8 and 4 KB, from a wider network: 4 bits a weight, 8 at the ends. What the
+    # stage "dense" of few16 and few8 left is within 32 and 16 KB with 8 bits a weight.
+    "few32": few_bits("dense166k", 5, 4, 6, dense1=32),
+    "few16": few_bits("dense166k", 5, 4, 6, conv2=20, dense1=22),
+    "few8": few_bits("dense166k", 3, 5, 6, conv1=10, conv2=12, dense1=16),
+    "few4": few_bits("s5k", 3, 0, 6, dense=10),
 }
 
 
@@ -86,14 +121,26 @@ def folder(name: str) -> Path:
 
 
 def trained(name: str) -> keras.Model:
-    """The plain model at the end of a run."""
-    return atmc.strip_compression(load_keras(folder(name) / f"{RUNS[name].stages[-1].name}.keras"))
+    """The plain model at the end of a run, or of one of its stages."""
+    run, _, stage = name.partition("/")
+    return load_plain(str(folder(run) / f"{stage or RUNS[run].stages[-1].name}.keras"))
+
+
+def beginning(run: Run, data: Any) -> keras.Model:
+    """What a run starts from. Influence counts on attacked images too."""
+    start = trained(run.start) if isinstance(run.start, str) else run.start(SEED.value)
+    if not run.keep:
+        return start
+    attack = attacks.PGD(epsilon=EPSILON, steps=10, step_size=EPSILON / 6)
+    images, labels = data.x_train[:300], data.y_train[:300]
+    attacked = np.asarray(attack(start, tf.constant(images), tf.constant(labels)))
+    return trim_channels(start, np.concatenate([images, attacked]), run.keep)
 
 
 def train(name: str, data: Any) -> None:
     run, out = RUNS[name], folder(name)
     recipes.run_stages(
-        trained(run.start) if isinstance(run.start, str) else run.start(SEED.value),
+        beginning(run, data),
         run.stages,
         data,
         attack=run.attack,
@@ -159,22 +206,42 @@ def zero_share(path: Path, data: Any) -> float:
     return float(np.mean(tape.gradient(value, images).numpy() == 0))
 
 
+def as_stored(model: keras.Model) -> keras.Model:
+    """The model with the values of its file: tensors in 8 bits where that saves bytes."""
+    stored = slim_model(model)
+    for variable in stored.trainable_variables:
+        value = variable.numpy()
+        if value.size + DEQUANTIZE_BYTES < 4 * value.size:
+            codes, scale = nearest_int8_grid(value)
+            variable.assign(codes.astype(np.float32) * scale)
+    return stored
+
+
 def sizes(names: Sequence[str], data: Any) -> list[dict[str, Any]]:
-    """Bytes of the int8 file, clean accuracy on all test images, and AutoAttack."""
+    """Bytes of the file, and what its values have: clean on all test images, and attacked."""
     rows = []
     for name in names:
-        plain = load_plain(str(last(name)))
+        run, _, stage = name.partition("/")
+        path = folder(run) / f"stored{stage}.keras"
+        stored = as_stored(trained(name))
+        stored.save(path)
+        file = atmc.export_tflite(
+            stored, path.with_suffix(".tflite"), values="int4", names=False, inputs=data.x_test[:99]
+        )
+        if file.max_difference > 1e-4:
+            raise ValueError(f"The file of {name} differs by {file.max_difference}.")
         exact = attacks.AutoAttack(epsilon=EPSILON)
-        parts = measured(last(name), "autoattack", exact, data, batch_size=100)["parts"]
-        file = atmc.export_tflite(plain, folder(name) / "model.tflite", values="int8")
-        plain.compile(metrics=["accuracy"])
-        _, clean = plain.evaluate(data.x_test, data.y_test, batch_size=500, verbose=0)
+        parts = measured(path, "autoattack", exact, data, batch_size=300)["parts"]
+        quick = attacks.QuickAutoAttack(epsilon=EPSILON)
+        answers = np.argmax(stored.predict(data.x_test, batch_size=500, verbose=0), axis=-1)
         row = {
             "run": name,
-            "weights": sum(int(np.count_nonzero(w)) for w in plain.get_weights() if w.ndim > 1),
+            "seed": SEED.value,
+            "weights": sum(int(np.count_nonzero(w)) for w in stored.get_weights() if w.ndim > 1),
             "bytes": file.bytes,
-            "clean": clean,
-            "PGD-40": measured(last(name), "pgd40-None", pgd40(None), data)["robust"],
+            "clean": float(np.mean(answers == data.y_test)),
+            "PGD-40": measured(path, "pgd40-None", pgd40(None), data)["robust"],
+            "QuickAutoAttack": measured(path, "quick", quick, data)["robust"],
             "before Square": parts["fab-t"],
             "AutoAttack": parts["square"],
         }
@@ -184,9 +251,19 @@ def sizes(names: Sequence[str], data: Any) -> list[dict[str, Any]]:
 
 def keep(name: str, rows: list[dict[str, Any]]) -> None:
     show(name, rows)
-    if OUT.value and rows:
-        Path(OUT.value).mkdir(parents=True, exist_ok=True)
-        write_json(Path(OUT.value) / f"{name}.json", {"images": IMAGES.value, "rows": rows})
+    if not OUT.value or not rows:
+        return
+    path = Path(OUT.value) / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = json.loads(path.read_text()) if path.exists() else {}
+    if before.get("images") == IMAGES.value:  # rows of other calls stay
+        new = {identity(row) for row in rows}
+        rows = [row for row in before["rows"] if identity(row) not in new] + rows
+    write_json(path, {"images": IMAGES.value, "rows": rows})
+
+
+def identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row.get("run", row.get("model")), row.get("seed")
 
 
 def main(_: list[str]) -> None:

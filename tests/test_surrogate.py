@@ -14,7 +14,7 @@ from tfmot_atmc.attacks import surrogate
 from tfmot_atmc.attacks.outputs import cross_entropy, logits_function
 from tfmot_atmc.attacks.problem import Problem
 from tfmot_atmc.methods.objectives import AdversarialLoss
-from tfmot_atmc.recipes import pipeline
+from tfmot_atmc.recipes import pipeline, stages
 from tfmot_atmc.recipes.settings import CompressionSettings
 
 SLOPE = 0.25
@@ -253,16 +253,18 @@ def test_the_slope_of_an_objective_is_refused_where_it_cannot_be():
     assert kept == {"clean_weight": 0.5, "backward_slope": 0.1}
 
 
-def test_a_run_passes_its_slope_to_the_attack_and_to_what_follows_the_dense_start():
+def test_what_follows_the_dense_start_of_a_run_is_attacked_and_learns_through_its_slope():
     data = SimpleNamespace(bounds=(0, 1))
-    settings = CompressionSettings(dataset="mnist", method="al0", backward_slope=0.05).resolved()
+    settings = CompressionSettings(dataset="digits", method="al0", backward_slope=0.05).resolved()
     dense, pruned = settings.stages()
     assert dense.objective is None and pruned.objective.backward_slope == 0.05
     assert pruned.objective.clean_weight == 0.2
-    assert pipeline._training_attack(settings, data).backward_slope == 0.05
-    plain = CompressionSettings(dataset="mnist", method="al0").resolved()
+    attack = pipeline._training_attack(settings, data)
+    assert attack.backward_slope == "auto" and stages.sloped(dense, attack).attack is None
+    assert stages.sloped(pruned, attack).attack.backward_slope == 0.05
+    plain = CompressionSettings(dataset="digits", method="al0").resolved()
     assert plain.stages()[1].objective.backward_slope is None
-    assert pipeline._training_attack(plain, data).backward_slope == "auto"
+    assert stages.sloped(plain.stages()[1], attack).attack is None
     for options, message in (
         ({"backward_slope": 2.0}, r"a number in \(0, 1\]"),
         ({"backward_slope": 0.1, "objective": "trades"}, "does not go with the objective 'trades'"),
@@ -290,3 +292,23 @@ def test_a_look_for_dead_gradients_is_traced_once_a_model_and_warns_of_nothing(c
             attack(model, np.full((size, 4), 0.5, "float32"), [1] * size)
         assert len(calls) == traced
     assert "retracing" not in caplog.text
+
+
+def test_sparse_networks_on_mnist_learn_through_a_slope_unless_told_otherwise():
+    def pruned(**options):
+        return CompressionSettings(dataset="mnist", **options).resolved().stages()[1]
+
+    assert pruned(method="al0").objective.backward_slope == 0.05
+    assert pruned(method="al0").learning_rate == pytest.approx(0.15 / 3)
+    assert pruned(method="al0", learning_rate=1.0).learning_rate == 0.15
+    others = [
+        {"method": "ap"},
+        {"method": "atmc"},
+        {"method": "al0", "backward_slope": 0.0},
+        {"method": "al0", "preset": "paper"},
+        {"method": "al0", "attack": "wrm", "backward_slope": 0},
+    ]
+    for options in others:
+        objective = pruned(**options).objective
+        assert objective is None or objective.backward_slope is None
+        assert CompressionSettings(dataset="mnist", **options).resolved().learning_rate == 1.0

@@ -36,6 +36,7 @@ from tfmot_atmc.recipes.networks import load_keras, network_and_data, plan_opera
 from tfmot_atmc.recipes.run import run_stages
 from tfmot_atmc.recipes.settings import CompressionSettings
 from tfmot_atmc.recipes.sources import radius_of
+from tfmot_atmc.recipes.stages import sloped
 from tfmot_atmc.utils.figures import results_figure, save_figure
 from tfmot_atmc.utils.files import write_json
 from tfmot_atmc.utils.locks import locked
@@ -283,10 +284,8 @@ def _budget(plan: BudgetPlan, fitted: FittedModel) -> dict[str, Any]:
 
 
 def _training_attack(settings: CompressionSettings, data: Dataset) -> Attack:
-    slope, epsilon = settings.backward_slope, radius_of(settings.epsilon, data)
+    epsilon = radius_of(settings.epsilon, data)
     more: dict[str, Any] = {"bounds": data.bounds}
-    if slope is not None:
-        more["backward_slope"] = slope
     if settings.attack.lower() == "atta":  # `run_stages` knows the data it carries them through
         return attacks.ATTA(epsilon=epsilon, steps=settings.steps or 1, **more)
     return make_attack(settings.attack, epsilon, settings.steps, **more)
@@ -301,7 +300,7 @@ def _train(
     say: Callable[[str], None],
 ) -> tuple[Any, dict[str, float]]:
     """Runs the stages one by one, to know what each of them took, interruptions included."""
-    out, stages = Path(str(settings.out)), settings.stages()
+    out, stages = Path(str(settings.out)), [sloped(s, attack) for s in settings.stages()]
     clock = out / "seconds.json"
     seconds: dict[str, float] = json.loads(clock.read_text()) if clock.exists() else {}
     trained: Any = start

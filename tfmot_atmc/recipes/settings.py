@@ -51,8 +51,9 @@ class CompressionSettings:
         steps: steps of the training attack, where it takes steps.
         objective: the loss is that on attacked inputs; on half attacked and half clean ones; or
             that of TRADES, which goes with the attack of that name.
-        backward_slope: slope in (0, 1], in the backward pass alone, of activations that are off: of
-            the training attack, and after the dense start of the weights' gradients; such as 0.05.
+        backward_slope: slope in (0, 1], in the backward pass alone, of activations that are off, in
+            the stages after the dense start: of the training attack and of the weights' gradients;
+            0 for none. On MNIST `"al0"` has 0.05.
         preset: stages of training; paper for those of the authors' code.
         dense_epochs: epochs of the dense start; by default 0 for a `.keras` file.
         epochs: epochs of the pruning stage.
@@ -125,11 +126,14 @@ class CompressionSettings:
             if model in models.names() and kind.starts_dense
             else 0,
             "epochs": known.epochs,
-            "learning_rate": 1.0,
+            "backward_slope": known.backward_slope if self._learns_through(kind) else 0.0,
             "out": f"atmc_out/{self.dataset if self.data is None else Path(self.data).stem}",
         }
         missing = {name: value for name, value in filled.items() if getattr(self, name) is None}
         found = dataclasses.replace(self, **missing)
+        if found.learning_rate is None:
+            sloped = found.backward_slope and kind.takes("ratio")
+            found = dataclasses.replace(found, learning_rate=known.sloped_rate if sloped else 1.0)
         epsilon = parse_values(found.epsilon)
         if isinstance(epsilon, float):
             found = dataclasses.replace(found, epsilon=epsilon)
@@ -144,7 +148,7 @@ class CompressionSettings:
     def _check(self) -> None:
         attacks.class_of(self.attack)  # refuses unknown names
         self._check_arguments()
-        if self.backward_slope is not None:
+        if self.backward_slope:
             AdversarialLoss(backward_slope=self.backward_slope)  # refuses values out of range
             if self.objective == "trades":
                 raise ValueError("`backward_slope` does not go with the objective 'trades'.")
@@ -232,6 +236,13 @@ class CompressionSettings:
         """Returns how a file within a size stores the weights; the settings must be resolved."""
         return self.method_of(1.0).file_values
 
+    def _learns_through(self, kind: type[Method]) -> bool:
+        """Whether weights learn through a slope by default: where that was measured."""
+        able = attacks.class_of(self.attack).takes("backward_slope")
+        return (
+            kind is methods.AL0 and able and self.preset == "default" and self.objective != "trades"
+        )
+
     def stages(self) -> list[Stage]:
         """Returns the stages of training; the settings must be resolved, and have a ratio.
 
@@ -260,7 +271,7 @@ class CompressionSettings:
     def _adapted(self, stage: Stage) -> Stage:
         """Returns a stage after the dense start at the settings' rate and with their optimizer."""
         stage = stage.with_optimizer(self.optimizer or stage.optimizer)
-        if self.backward_slope is not None and isinstance(stage.objective, AdversarialLoss):
+        if self.backward_slope and isinstance(stage.objective, AdversarialLoss):
             loss = stage.objective.but(backward_slope=self.backward_slope)
             stage = dataclasses.replace(stage, objective=loss)
         factor = 1.0 if self.learning_rate is None else self.learning_rate

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from tfmot_atmc import methods
+from tfmot_atmc.attacks import Attack
 from tfmot_atmc.methods.stages import PRESETS, CoupledSGD, Stage, check_optimizer, starting
 
 __all__ = [
@@ -15,6 +18,7 @@ __all__ = [
     "check_optimizer",
     "dense_stage",
     "l0_stages",
+    "sloped",
 ]
 
 
@@ -67,3 +71,17 @@ def atmc_stages(
         preset: `"default"` or `"paper"`.
     """
     return methods.ATMC(ratio, bits=bits).stages(epochs, preset)
+
+
+def sloped(stage: Stage, attack: Attack) -> Stage:
+    """Returns a stage whose attack has the slope that its weights learn through, where they do.
+
+    Args:
+        stage: a stage; one whose objective has no `backward_slope` stays as it is.
+        attack: the attack of the run, which may know no slope.
+    """
+    slope = getattr(stage.objective, "backward_slope", None)
+    if not slope or not type(attack).takes("backward_slope"):
+        return stage
+    config = {**attack.get_config(), "backward_slope": slope}
+    return dataclasses.replace(stage, attack=type(attack).from_config(config))
