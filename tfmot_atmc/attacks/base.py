@@ -14,6 +14,7 @@ from tfmot_atmc.attacks.outputs import (
     any_batch,
     check_labels,
     cross_entropy,
+    deployed,
     is_sparse,
     logits_function,
     logits_of,
@@ -158,7 +159,8 @@ class Attack:
         if not self._judges():
             is_sparse(y)
         if not tf.executing_eagerly():
-            return self._attack(self._problem(model, x, y), seed, self.backward_slope)
+            with deployed(model):
+                return self._attack(self._problem(model, x, y), seed, self.backward_slope)
         self.check_inputs(x)
         both = self.backward_slope == "auto"
         slope = None if both else self.backward_slope
@@ -379,9 +381,11 @@ class Attack:
         x_spec, y_spec = kinds
 
         def run(inputs: tuple[tf.Tensor, ...], y: tf.Tensor, seed: tf.Tensor) -> list[tf.Tensor]:
-            problem = self._problem(reference(), tf.nest.pack_sequence_as(x_spec, inputs), y)
+            model = reference()
+            problem = self._problem(model, tf.nest.pack_sequence_as(x_spec, inputs), y)
             problems.append(problem)
-            return tf.nest.flatten(self._attack(problem, seed, slope))
+            with deployed(model):
+                return tf.nest.flatten(self._attack(problem, seed, slope))
 
         function = tf.function(run, autograph=False).get_concrete_function(
             tuple(tf.nest.flatten(x_spec)), y_spec, tf.TensorSpec([2], tf.int64)

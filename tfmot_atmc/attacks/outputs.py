@@ -7,6 +7,7 @@ functions alike.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ __all__ = [
     "any_batch",
     "check_labels",
     "cross_entropy",
+    "deployed",
     "hard_labels",
     "is_keras",
     "is_sparse",
@@ -150,6 +152,22 @@ def is_keras(model: Any) -> bool:
     """Tells whether `model` is a Keras layer or model, of Keras 3 or of tf_keras."""
     roots = {base.__module__.partition(".")[0] for base in type(model).__mro__}
     return bool(roots & {"keras", "tf_keras"})
+
+
+def deployed(model: Any) -> contextlib.AbstractContextManager[Any]:
+    """Returns a context in which many calls of a model do once what each would do alone.
+
+    A model says by a method `deployed()` that it has such a thing: kernels that are composed from
+    factors and projected, in inference the same for all calls of an attack.
+
+    Args:
+        model: any model; nothing happens for most.
+    """
+    enter = getattr(model, "deployed", None)
+    context = enter() if callable(enter) else None
+    if isinstance(context, contextlib.AbstractContextManager):
+        return context
+    return contextlib.nullcontext()
 
 
 def logits_function(model: Callable[..., Any]) -> Callable[[Any], tf.Tensor]:

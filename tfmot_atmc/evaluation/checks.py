@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfmot_atmc.attacks import PGD, Attack
 from tfmot_atmc.attacks.outputs import cross_entropy, logits_function
 from tfmot_atmc.attacks.values import out_of_scale
+from tfmot_atmc.evaluation.data import rows_of
 from tfmot_atmc.evaluation.model_checks import (
     BEFORE,
     NotRun,
@@ -19,7 +20,7 @@ from tfmot_atmc.evaluation.model_checks import (
     other_than_source,
 )
 from tfmot_atmc.evaluation.report import NOT_RUN, PASSED, ClassResult, wilson_interval
-from tfmot_atmc.evaluation.sample import Sample, rows_of
+from tfmot_atmc.evaluation.sample import Sample
 
 __all__ = [
     "above_chance",
@@ -70,7 +71,10 @@ def run_checks(sample: Sample, attacks: dict[str, Attack]) -> dict[str, str]:
         sample: a few examples.
         attacks: the attacks of the evaluation, by name.
     """
-    found = {name: said(check, sample) for name, check in BEFORE.items()}
+    before = dict(BEFORE)
+    if sample.goal.kind != "classes":
+        del before["outputs are logits"]
+    found = {name: said(check, sample) for name, check in before.items()}
     found["epsilon fits the inputs"] = said(epsilon_out_of_scale, sample, attacks)
     if sample.rival is not None:
         found["source is the target's twin"] = said(other_than_source, sample)
@@ -82,7 +86,7 @@ def run_checks(sample: Sample, attacks: dict[str, Attack]) -> dict[str, str]:
     if sample.source is None or not white:
         return found
     own = {name: attack for name, attack in white.items() if attack.loss is not None}
-    if own:
+    if own and sample.goal.kind == "classes":
         found["attacks raise the loss"] = said(lowers_the_loss, sample, own)
     found["unbounded attacks succeed"] = said(unbounded, sample, next(iter(white.values())))
     longest: dict[type, tuple[str, Attack]] = {}
@@ -172,11 +176,13 @@ def _steps(attack: Attack) -> int:
 def unbounded(sample: Sample, attack: Attack) -> str | None:
     """Flags a model that stays right under perturbations of any size within the bounds."""
     low, high = attack.bounds
+    if sample.goal.kind == "values":
+        raise NotRun("there are no right answers")
     if low is None or high is None:
         raise NotRun("the attack has no bounds")
     reach = float(np.max(high - low))
     strong = PGD(epsilon=reach, steps=20, step_size=reach / 8, bounds=attack.bounds, unroll=False)
-    right = _under(sample, strong)[0]
+    right = _under(sample, sample.goal.aimed(strong))[0]
     accuracy = float(right.mean())
     chance = 1.0 / sample.logits.shape[1] if sample.logits is not None else 0.5
     if accuracy <= chance + 0.1:
@@ -200,12 +206,23 @@ def steps_too_few(sample: Sample, name: str, attack: Attack) -> str | None:
     both, once, twice = right & still, float(right.mean()), float(still.mean())
     before, after = (float(values[both].mean()) if both.any() else 0.0 for values in (loss, higher))
     few = 1.5 / len(right)
+    if sample.goal.kind == "values":
+        return _still_rising(name, len(right), before, after)
     if not once or (after <= 1.1 * before + 0.05 and once - twice <= few):
         return None  # nothing is left to break, or more steps do not break more
     return (
         f"{name} has not converged: with twice the steps the accuracy goes from {once:.0%} to "
         f"{twice:.0%} on {len(right)} examples, and the loss of those that stay right from "
         f"{before:.3g} to {after:.3g}. Give it more steps."
+    )
+
+
+def _still_rising(name: str, count: int, before: float, after: float) -> str | None:
+    if not after > before + 0.1 * abs(before):
+        return None
+    return (
+        f"{name} has not converged: with twice the steps the mean loss of {count} examples goes "
+        f"from {before:.3g} to {after:.3g}. Give it more steps."
     )
 
 
@@ -363,5 +380,8 @@ def _under(sample: Sample, attack: Attack) -> tuple[np.ndarray, np.ndarray]:
     model: Any = sample.source
     adversarial = attack(model, x, y)
     logits = logits_function(model)(adversarial)
+    if sample.goal.kind != "classes":
+        found = sample.goal.of_source(logits, y)
+        return found.right, np.asarray(found.loss)
     loss = cross_entropy(tf.convert_to_tensor(y), logits)
     return np.argmax(logits, axis=1) == y, np.asarray(loss)

@@ -154,6 +154,11 @@ def robustness_curve(
         )
         for value, one in ladder.items()
     ]
+    if reports[-1].goal == "values":
+        raise ValueError(
+            f"A curve is one of accuracies, and {reports[-1].target} has a loss only. Compare the "
+            "`robust_loss` of one `evaluate_robustness` each."
+        )
     values, accuracies = list(ladder), [report.robust_accuracy for report in reports]
     intervals = [report.robust_interval for report in reports]
     last = reports[-1]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,44 +12,37 @@ import numpy as np
 import tensorflow as tf
 from rich import progress as rich_progress
 
-from tfmot_atmc.tasks import class_labels
+__all__ = ["batches", "progress", "rows_of"]
 
-__all__ = ["batches", "progress"]
+# A dataset that does not say its size is read to its end first: so many examples and seconds.
+_MOST, _LONGEST = 1_000_000, 30.0
 
 
-def batches(
-    data: Any, batch_size: int, max_examples: int | None, columns: int | None = None
-) -> Iterator[tuple[Any, np.ndarray]]:
-    """Yields batches of NumPy inputs and int64 class indices.
+def batches(data: Any, batch_size: int, max_examples: int | None) -> Iterator[tuple[Any, Any]]:
+    """Yields batches of NumPy inputs and labels, each an array or a nest of arrays.
 
     Args:
         data: pair of arrays, or a batched dataset of pairs.
         batch_size: examples of a batch, of arrays.
         max_examples: how many at most; None for all.
-        columns: outputs of the model an example, see `tasks.class_labels`.
 
     Raises:
-        ValueError: the data are no pairs with one class an example, or have no end.
+        ValueError: the data are no pairs with labels, or have no end, or do not say that they have.
     """
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1. Received {batch_size}.")
-    endless = isinstance(data, tf.data.Dataset) and max_examples is None
-    if endless and int(data.cardinality()) == tf.data.INFINITE_CARDINALITY:
-        raise ValueError(
-            "The dataset has no end, so an evaluation of all of it would not end either. Leave out "
-            "`repeat()`, or pass `max_examples=`."
-        )
+    if max_examples is None and isinstance(data, tf.data.Dataset):
+        _check_end(data)
     left = float("inf") if max_examples is None else max_examples
     for element in _elements(data, batch_size):
         if not isinstance(element, (tuple, list)) or len(element) < 2:
             raise ValueError(
                 f"The data must be pairs (x, y) with labels. Received {type(element)}."
             )
-        x = tf.nest.map_structure(np.asarray, element[0])
-        y = class_labels(element[1], columns)
-        size = int(min(len(y), left))
+        x, y = tf.nest.map_structure(np.asarray, element[0]), _labels(element[1])
+        size = int(min(_examples(y), left))
         if size:
-            yield tf.nest.map_structure(lambda leaf, size=size: leaf[:size], x), y[:size]
+            yield tf.nest.map_structure(lambda leaf, size=size: leaf[:size], (x, y))
         left -= size
         if left <= 0:
             return
@@ -62,15 +56,81 @@ def _elements(data: Any, batch_size: int) -> Iterator[Any]:
         raise ValueError(
             f"`data` must be a pair (x, y) or a batched tf.data.Dataset. Received {type(data)}."
         )
-    x, y = tf.nest.map_structure(np.asarray, data[0]), np.asarray(data[1])
-    sizes = {len(leaf) for leaf in tf.nest.flatten(x)}
-    if sizes != {len(y)}:
+    x, y = tf.nest.map_structure(np.asarray, data[0]), _labels(data[1])
+    sizes, count = {len(leaf) for leaf in tf.nest.flatten(x)}, _examples(y)
+    if sizes != {count}:
         raise ValueError(
-            f"Inputs and labels must have equal lengths. Received {sizes} and {len(y)}."
+            f"Inputs and labels must have equal lengths. Received {sizes} and {count}."
         )
-    for start in range(0, len(y), batch_size):
+    for start in range(0, count, batch_size):
         part = slice(start, start + batch_size)
-        yield tf.nest.map_structure(lambda leaf, part=part: leaf[part], x), y[part]
+        yield tf.nest.map_structure(lambda leaf, part=part: leaf[part], (x, y))
+
+
+def _check_end(data: tf.data.Dataset) -> None:
+    """Refuses a dataset that has no end, or none that can be seen.
+
+    Files and generators do not say how much they hold. Such a dataset is read once without attacks,
+    which takes little beside them, until its end or a limit.
+
+    Raises:
+        ValueError: it has no end, or the limit was reached.
+    """
+    said = int(data.cardinality())
+    if said >= 0:
+        return
+    way_out = "pass `max_examples=`"
+    if said == tf.data.INFINITE_CARDINALITY:
+        raise ValueError(
+            "The dataset has no end, so an evaluation of all of it would not end either. Leave out "
+            f"`repeat()`, or {way_out}."
+        )
+    examples, start = 0, time.monotonic()
+    for element in data:
+        leaves = tf.nest.flatten(element)
+        examples += int(leaves[0].shape[0]) if leaves and leaves[0].shape.rank else 1
+        seconds = time.monotonic() - start
+        if examples > _MOST or seconds > _LONGEST:
+            raise ValueError(
+                f"The dataset does not say how many examples it has, and its end was not reached "
+                f"after {examples} of them in {seconds:.0f} s: it may have none. To evaluate some, "
+                f"{way_out}; to evaluate all, say how many batches there are by "
+                "`dataset.apply(tf.data.experimental.assert_cardinality(...))`."
+            )
+
+
+def _labels(y: Any) -> Any:
+    """Returns labels as one array, or as a nest of arrays where there are several outputs.
+
+    A list of numbers is one array; one of arrays is several.
+    """
+    several = isinstance(y, (dict, tuple)) or (
+        isinstance(y, list) and all(hasattr(leaf, "shape") and leaf.shape for leaf in y) and y
+    )
+    if not several:
+        return np.asarray(y)
+    found = tf.nest.map_structure(np.asarray, y)
+    flat = tf.nest.flatten(found)
+    if any(leaf.ndim == 0 for leaf in flat):
+        return np.asarray(y)
+    if len({len(leaf) for leaf in flat}) > 1:
+        raise ValueError(
+            "Labels of several outputs must have equal lengths. Received "
+            f"{[leaf.shape for leaf in flat]}."
+        )
+    return found
+
+
+def _examples(y: Any) -> int:
+    first = tf.nest.flatten(y)[0]
+    if not first.ndim:
+        raise ValueError("Labels must have a batch axis. Received a scalar: batch the dataset.")
+    return len(first)
+
+
+def rows_of(x: Any, rows: Any) -> Any:
+    """Returns some of the examples of a nest of arrays."""
+    return tf.nest.map_structure(lambda leaf: leaf[rows], x)
 
 
 @contextlib.contextmanager
@@ -83,7 +143,8 @@ def progress(
         return
     total = None
     if isinstance(data, (tuple, list)) and len(data) == 2:
-        total = len(data[1]) if max_examples is None else min(len(data[1]), max_examples)
+        total = _examples(_labels(data[1]))
+        total = total if max_examples is None else min(total, max_examples)
     elif max_examples is not None:
         total = max_examples
     columns = [

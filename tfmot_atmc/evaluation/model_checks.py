@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_atmc.attacks import Attack, looks_like_probabilities
-from tfmot_atmc.attacks.outputs import is_keras
-from tfmot_atmc.evaluation.sample import Sample, rows_of
+from tfmot_atmc.evaluation.data import rows_of
+from tfmot_atmc.evaluation.sample import Sample
 from tfmot_atmc.slimming.dead import constant_output
 
 __all__ = [
@@ -141,11 +141,11 @@ def depends_on_batch(sample: Sample) -> str | None:
 
 def two_functions(sample: Sample) -> str | None:
     """Flags a Keras model that answers differently where `training` is left out."""
-    model: Any = sample.victim.model
-    if model is None or not is_keras(model):
+    model: Any = sample.victim.keras_model
+    if model is None:
         raise NotRun("the target is no Keras model")
     few = tf.nest.map_structure(tf.convert_to_tensor, rows_of(sample.x, slice(_FEW)))
-    plain, inference = np.asarray(model(few)), np.asarray(model(few, training=False))
+    plain, inference = (_row(model(few, **how)) for how in ({}, {"training": False}))
     change, size = _apart(plain, inference)
     if change <= _SAME_FUNCTION * size + _SAME_OUTPUT:
         return None
@@ -234,6 +234,8 @@ def other_than_source(sample: Sample) -> str | None:
 
     # Between examples, where networks that were taught the same still differ.
     parts = (sample.x, tf.nest.map_structure(mixed, sample.x))
+    if sample.goal.kind != "classes":
+        return _other_values(sample, parts)
     mine = np.concatenate([sample.victim.predict(part) for part in parts])
     theirs = np.concatenate([sample.rival.predict(part) for part in parts])
     if mine.shape != theirs.shape:
@@ -254,6 +256,29 @@ def other_than_source(sample: Sample) -> str | None:
         "transfer badly, so robustness is overstated. Pass `source=` the model that the file was "
         "made from."
     )
+
+
+def _other_values(sample: Sample, parts: tuple[Any, ...]) -> str | None:
+    rival: Any = sample.rival
+    tensors = [tf.nest.map_structure(tf.convert_to_tensor, part) for part in parts]
+    mine = np.concatenate([_row(sample.victim.outputs(part)) for part in tensors])
+    theirs = np.concatenate([_row(rival.outputs(part)) for part in tensors])
+    if mine.shape != theirs.shape:
+        return f"{sample.victim.name} and {rival.name} have outputs of other shapes."
+    apart = float(np.sqrt(np.nanmean((mine - theirs) ** 2) / max(np.nanvar(theirs), 1e-30)))
+    if apart <= _TWIN:
+        return None
+    return (
+        f"{sample.victim.name} is not what {rival.name} computes: their outputs differ by "
+        f"{apart:.0%} of their spread. Examples that are made on another model transfer badly, so "
+        "robustness is overstated. Pass `source=` the model that the file was made from."
+    )
+
+
+def _row(outputs: Any) -> np.ndarray:
+    """Returns all outputs of an example in one row."""
+    flat = [np.asarray(leaf) for leaf in tf.nest.flatten(outputs)]
+    return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in flat], axis=1)
 
 
 def _gradients(sample: Sample) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tfmot_atmc.evaluation.sample import rows_of
+from tfmot_atmc.evaluation.data import rows_of
 from tfmot_atmc.evaluation.sets import AdversarialSet
 from tfmot_atmc.evaluation.targets import as_target, with_two_classes
 

@@ -22,6 +22,8 @@ __all__ = [
     "ClassResult",
     "RobustnessReport",
     "count_classes",
+    "count_labels",
+    "share",
     "wilson_interval",
 ]
 
@@ -71,6 +73,8 @@ class AttackResult:
         attacked: examples the attack was run on.
         broken: those it made the target get wrong.
         attack: `{"class_name", "config"}`.
+        loss: mean loss of all examples, each the worst so far; None where answers are right or
+            wrong.
     """
 
     name: str
@@ -79,6 +83,7 @@ class AttackResult:
     attacked: int
     broken: int
     attack: dict[str, Any]
+    loss: float | None = None
 
 
 class ClassResult(NamedTuple):
@@ -121,9 +126,39 @@ def count_classes(
     return dict(sorted(found.items()))
 
 
+def count_labels(
+    clean: np.ndarray, robust: np.ndarray, before: dict[int, ClassResult]
+) -> dict[int, ClassResult]:
+    """Returns the results of each of several labels, with those of earlier examples.
+
+    Args:
+        clean: which labels are right as given, bool `[batch, labels]`.
+        robust: which are right under every attack as well.
+        before: the results of earlier examples.
+    """
+    found = {}
+    for label in range(clean.shape[1]):
+        n, right, left = before.get(label, (0, 0, 0))
+        mine, still = clean[:, label], robust[:, label]
+        found[label] = ClassResult(n + len(mine), right + int(mine.sum()), left + int(still.sum()))
+    return found
+
+
+def share(count: int | None, n: int) -> tuple[float, tuple[float, float]]:
+    """Returns a proportion with its 95% interval; NaN where nothing is counted.
+
+    Args:
+        count: how many, or None.
+        n: of how many.
+    """
+    if count is None:
+        return math.nan, (math.nan, math.nan)
+    return count / n, wilson_interval(count, n)
+
+
 @dataclasses.dataclass(frozen=True)
 class RobustnessReport(Shown):
-    """Clean and adversarial accuracy of one target.
+    """Clean and adversarial accuracy of one target, or its loss where nothing is right or wrong.
 
     Attributes:
         target: name of the evaluated model or file.
@@ -141,7 +176,13 @@ class RobustnessReport(Shown):
             given up.
         second_opinion: what stronger attacks leave of a sample of the data: `accuracy` beside
             `reported` on the same `n` examples, `attacked` and `broken`, and the `attacks` by name.
-            Empty where none was asked for.
+            Empty where none was asked for. Of a goal without accuracy `loss` and `reported_loss`.
+        goal: `"classes"`: one class an example. `"labels"`: several yes-or-no labels; an example is
+            right when all are. `"values"`: a loss only; every accuracy is NaN.
+        clean_loss, robust_loss: mean loss of the examples as given, and of the worst that was found
+            of each under all attacks; None where answers are right or wrong.
+        labels: by number of a label, its `ClassResult` over all examples. An attack ends where one
+            label is wrong, so that of the others more could fall.
     """
 
     target: str
@@ -159,10 +200,18 @@ class RobustnessReport(Shown):
     checks: dict[str, str] = dataclasses.field(default_factory=dict)
     classes: dict[int, ClassResult] = dataclasses.field(default_factory=dict)
     second_opinion: dict[str, Any] = dataclasses.field(default_factory=dict)
+    goal: str = "classes"
+    clean_loss: float | None = None
+    robust_loss: float | None = None
+    labels: dict[int, ClassResult] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the report as plain Python values; custom losses become their `repr`."""
-        return json.loads(json.dumps(dataclasses.asdict(self), default=repr))
+        """Returns the report as plain Python values; custom losses become their `repr`.
+
+        What is not finite, such as an accuracy that there is not, becomes None.
+        """
+        text = json.dumps(dataclasses.asdict(self), default=repr)
+        return json.loads(text, parse_constant=lambda _: None)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the report as JSON, whole or not at all.
@@ -181,35 +230,22 @@ class RobustnessReport(Shown):
         """
         try:
             fields = json.loads(Path(path).read_text())
-            results = [
-                AttackResult(**{**result, "interval": tuple(result["interval"])})
-                for result in fields.pop("attacks")
-            ]
-            for name in ("clean_interval", "robust_interval"):
-                fields[name] = tuple(fields[name])
-            classes = {
-                int(label): ClassResult(*counts)
-                for label, counts in fields.pop("classes", {}).items()
-            }
-            return cls(**fields, attacks=results, classes=classes)
+            results = [AttackResult(**_figures(result)) for result in fields.pop("attacks")]
+            for name in ("classes", "labels"):
+                fields[name] = {
+                    int(label): ClassResult(*counts)
+                    for label, counts in fields.get(name, {}).items()
+                }
+            return cls(**_figures(fields), attacks=results)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)} is not a robustness report: {error}") from error
 
     def _parts(self) -> list[str | TablePart]:
-        found = [("clean", self.clean_accuracy, self.clean_interval, "", "")]
-        for result in self.attacks:
-            counts = (str(result.attacked), str(result.broken))
-            found.append((result.name, result.accuracy, result.interval, *counts))
-        found.append(("worst case", self.robust_accuracy, self.robust_interval, "", ""))
-        rows = [
-            (name, f"{accuracy:.2%}", f"[{low:>6.2%}, {high:>7.2%}]", *counts)
-            for name, accuracy, (low, high), *counts in found
-        ]
         title = f"Robustness of {self.target} on {self.n} examples"
         title += f", examples made on {self.source}" if self.source else ""
         parts: list[str | TablePart] = [
             title,
-            (("", "accuracy", "95% interval", "attacked", "broken"), rows),
+            self._losses() if self.goal == "values" else self._accuracies(),
             *self._weakest(),
             *self._second(),
             *(f"Warning: {warning}" for warning in self.warnings),
@@ -226,24 +262,65 @@ class RobustnessReport(Shown):
             parts.append(f"Checks not run: {', '.join(missing)}.")
         return parts
 
+    def _accuracies(self) -> TablePart:
+        found = [("clean", self.clean_accuracy, self.clean_interval, "", "")]
+        for result in self.attacks:
+            counts = (str(result.attacked), str(result.broken))
+            found.append((result.name, result.accuracy, result.interval, *counts))
+        found.append(("worst case", self.robust_accuracy, self.robust_interval, "", ""))
+        rows = [
+            (name, f"{accuracy:.2%}", f"[{low:>6.2%}, {high:>7.2%}]", *counts)
+            for name, accuracy, (low, high), *counts in found
+        ]
+        what = "accuracy" if self.goal == "classes" else "all labels right"
+        return ("", what, "95% interval", "attacked", "broken"), rows
+
+    def _losses(self) -> TablePart:
+        found = [("clean", self.clean_loss, "")]
+        found += [(result.name, result.loss, str(result.attacked)) for result in self.attacks]
+        found.append(("worst case", self.robust_loss, ""))
+        rows = [
+            (name, "not finite" if loss is None else f"{loss:.4g}", count)
+            for name, loss, count in found
+        ]
+        return ("", "mean loss", "attacked"), rows
+
     def _second(self) -> list[str]:
         """Returns a line on the second opinion, where there is one."""
         found = self.second_opinion
         if not found:
             return []
+        if self.goal == "values":
+            return [
+                f"Second opinion by {', '.join(found['attacks'])} on {found['n']} of the examples: "
+                f"a mean loss of {found['loss']:.4g} where the attacks above reach "
+                f"{found['reported_loss']:.4g}."
+            ]
         return [
             f"Second opinion by {', '.join(found['attacks'])} on {found['n']} of the examples: "
             f"{found['accuracy']:.1%} where the attacks above leave {found['reported']:.1%}."
         ]
 
     def _weakest(self) -> list[str]:
-        """Returns a line on the class with the least robust accuracy, where there are several."""
-        if len(self.classes) < 2:
+        """Returns a line on the least robust class or label, where there are several."""
+        results, what = (self.labels, "label") if self.labels else (self.classes, "class")
+        if len(results) < 2:
             return []
         label, found = min(
-            self.classes.items(), key=lambda item: (item[1].robust / item[1].n, item[1].clean)
+            results.items(), key=lambda item: (item[1].robust / item[1].n, item[1].clean)
         )
         return [
-            f"Weakest class: {label}, {found.clean / found.n:.1%} clean and "
+            f"Weakest {what}: {label}, {found.clean / found.n:.1%} clean and "
             f"{found.robust / found.n:.1%} in the worst case, of {found.n} examples."
         ]
+
+
+def _figures(fields: dict[str, Any]) -> dict[str, Any]:
+    """Returns what `to_dict` made of figures as it was: intervals as pairs, NaN for None."""
+    found = dict(fields)
+    for name, value in fields.items():
+        if name.endswith("interval"):
+            found[name] = tuple(math.nan if end is None else end for end in value)
+        elif name.endswith("accuracy") and value is None:
+            found[name] = math.nan
+    return found

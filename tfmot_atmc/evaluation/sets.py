@@ -16,16 +16,15 @@ import tensorflow as tf
 from tfmot_atmc import attacks as attacks_lib
 from tfmot_atmc.attacks import fold_in
 from tfmot_atmc.evaluation.correctness import check_ball, judge
-from tfmot_atmc.evaluation.data import batches
+from tfmot_atmc.evaluation.data import batches, rows_of
 from tfmot_atmc.evaluation.report import (
     AttackResult,
     RobustnessReport,
     count_classes,
     wilson_interval,
 )
-from tfmot_atmc.evaluation.sample import rows_of
 from tfmot_atmc.evaluation.targets import Target, as_target, with_two_classes
-from tfmot_atmc.tasks import check_attack
+from tfmot_atmc.tasks import check_attack, class_labels
 from tfmot_atmc.utils.files import written_whole
 
 __all__ = ["AdversarialSet"]
@@ -111,7 +110,8 @@ class AdversarialSet:
         name = type(attack).__name__
         start = tf.constant([seed, attack.seed], tf.int64)
         parts = []
-        for number, (x, y) in enumerate(batches(data, batch_size, max_examples, made_on.columns)):
+        for number, (x, given) in enumerate(batches(data, batch_size, max_examples)):
+            y = class_labels(given, made_on.columns)
             made_on = made_on if number else with_two_classes(made_on, x)
             function: Any = made_on.model if attack.needs_gradients else made_on.black_box
             adversarial = attack(function, x, y, seed=fold_in(start, number))

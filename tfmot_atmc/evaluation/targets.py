@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,8 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_atmc import tasks
-from tfmot_atmc.attacks.outputs import any_batch, is_keras, logits_of
+from tfmot_atmc.attacks.outputs import any_batch, deployed, is_keras, logits_of
 from tfmot_atmc.export.c.compiled import CModel
+from tfmot_atmc.utils.keras_internals import loss_weights
 
 __all__ = ["Target", "as_target", "with_two_classes"]
 
@@ -30,6 +32,10 @@ class Target(NamedTuple):
         black_box: the callable for attacks that look at outputs only, traceable in a graph.
         columns: outputs an example; None where they are seen at the first call only.
         loss: the compiled loss; None where there is none.
+        outputs: callable from a nest of tensors to the nest of outputs as they are.
+        output_names: their names, where they have any.
+        loss_weights: those compiled.
+        keras_model: the Keras model; None for what is none.
     """
 
     name: str
@@ -38,6 +44,10 @@ class Target(NamedTuple):
     black_box: Callable[..., Any]
     columns: int | None = None
     loss: Any = None
+    outputs: Callable[[Any], Any] = lambda inputs: inputs
+    output_names: tuple[str, ...] = ()
+    loss_weights: Any = None
+    keras_model: Any = None
 
 
 def as_target(target: Any) -> Target:
@@ -55,8 +65,10 @@ def as_target(target: Any) -> Target:
                 "first, for example with `keras.saving.load_model`."
             )
         classifier = _CClassifier(path) if path.endswith(".c") else _TFLiteClassifier(path)
-        black_box = classifier.in_graph
-        return Target(os.path.basename(path), classifier, None, black_box, classifier.columns)
+        file = Target(
+            os.path.basename(path), classifier, None, classifier.in_graph, classifier.columns
+        )
+        return file._replace(outputs=lambda x: tf.constant(classifier(_as_arrays(x))))
     if not callable(target):
         raise TypeError(
             "The target must be a Keras model, a callable from inputs to logits or the path of a "
@@ -68,8 +80,15 @@ def as_target(target: Any) -> Target:
         shape = getattr(target, "output_shape", None)
         columns = shape[-1] if isinstance(shape, tuple) and shape[1:] else None
         loss = getattr(target, "loss", None)
-        return Target(name, lambda x: function(x).numpy(), target, target, columns, loss)
-    return Target(name, lambda x: _as_float32(target(_as_tensors(x))), target, target)
+        model = Target(name, lambda x: function(x).numpy(), target, target, columns, loss)
+        return model._replace(
+            keras_model=target,
+            outputs=lambda x: target(x, training=False),
+            output_names=tuple(getattr(target, "output_names", None) or ()),
+            loss_weights=None if loss is None else loss_weights(target),
+        )
+    plain = Target(name, lambda x: _as_float32(target(_as_tensors(x))), target, target)
+    return plain._replace(outputs=target)
 
 
 def with_two_classes(target: Target, x: Any) -> Target:
@@ -113,6 +132,10 @@ class _TwoClasses:
         """Those of the model, by which a trace is known to be stale."""
         return list(getattr(self._model, "variables", ()))
 
+    def deployed(self) -> contextlib.AbstractContextManager[None]:
+        """Composes kernels once for all calls in the context, see `attacks.outputs.deployed`."""
+        return deployed(self._model)
+
     def __call__(self, inputs: Any) -> tf.Tensor:
         return tasks.binary_logits(self._model(inputs, **self._keywords), self._from_logits)
 
@@ -143,6 +166,10 @@ def _traced(model: Any) -> Callable[[Any], tf.Tensor]:
 
 def _as_tensors(x: Any) -> Any:
     return tf.nest.map_structure(tf.convert_to_tensor, x)
+
+
+def _as_arrays(x: Any) -> Any:
+    return tf.nest.map_structure(np.asarray, x)
 
 
 def _as_float32(outputs: Any) -> np.ndarray:
