@@ -287,6 +287,23 @@ def test_a_method_without_bits_is_quantised_all_the_same():
         assert few.compression_report().max_distinct <= 2
 
 
+def test_what_the_bits_can_hold_is_not_rounded_unless_a_grid_is_asked_for():
+    model = two_layers()
+    kept = quantize_after_training(model, 16)
+    rounded, on_grid = (
+        quantize_after_training(model, 16, "uniform"),
+        quantize_after_training(model, 16, grid=32767),
+    )
+    found = (stored_kernels(m).values() for m in (model, kept, rounded, on_grid))
+    for value, same, uniform, integers in zip(*found, strict=True):
+        assert np.array_equal(same, value) and distinct(value) <= 2**16
+        assert not np.array_equal(uniform, value) and np.array_equal(uniform, integers)
+    fewer = stored_kernels(quantize_after_training(model, 2)).values()
+    assert all(distinct(value) <= 4 for value in fewer)
+    before = stored_kernels(model).values()
+    assert not all(np.array_equal(a, b) for a, b in zip(fewer, before, strict=True))
+
+
 def test_shared_and_nested_layers_are_quantised_once():
     inner = keras.Sequential([keras.Input((6,)), layers.Dense(6, name="twice")], name="inner")
     inputs = keras.Input((6,))

@@ -30,7 +30,7 @@ _LLOYD_ROUNDS = 100
 
 
 def quantize_after_training(
-    model: keras.Model, bits: int, how: str = "uniform", *, grid: int | None = None
+    model: keras.Model, bits: int, how: str = "auto", *, grid: int | None = None
 ) -> keras.Model:
     """Returns a copy of a model whose kernels take few distinct values; nothing is trained.
 
@@ -39,7 +39,9 @@ def quantize_after_training(
             quantised; or a `CompressedModel`, of which every stored factor (such as U, V and C) is
             quantised by itself. It is left as it is.
         bits: b, in 1..16, or 32 for an equal copy.
-        how: how the values are chosen, see `quantize_values`.
+        how: how the values are chosen, see `quantize_values`. `"auto"` is `"uniform"`, but leaves a
+            kernel exactly as it is where it has no more than 2^b distinct nonzero values, as small
+            ones do, and no `grid` is asked for.
         grid: see `quantize_values`.
 
     Returns:
@@ -61,7 +63,7 @@ def quantize_after_training(
     >>> import keras, numpy as np
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     >>> model.set_weights([np.array([[0.0], [0.6], [3.0]]), np.zeros(1)])
-    >>> quantize_after_training(model, bits=3).get_weights()[0].ravel().tolist()
+    >>> quantize_after_training(model, bits=3, how="uniform").get_weights()[0].ravel().tolist()
     [0.0, 1.0, 3.0]
     """
     if not isinstance(model, keras.Model):
@@ -69,7 +71,7 @@ def quantize_after_training(
             "`model` must be a Keras model or a model returned by compress(). "
             f"Received an object of type {type(model)}."
         )
-    _check(bits, how, grid)
+    _check(bits, "uniform" if how == "auto" else how, grid)
     if isinstance(model, CompressedModel):
         return _quantized_factors(model, bits, how, grid)
     copy = copy_model(model)
@@ -241,6 +243,11 @@ def _quantize_variable(
     name: str, variable: keras.Variable, bits: int, how: str, grid: int | None
 ) -> None:
     value = keras.ops.convert_to_numpy(variable)
+    if how == "auto":
+        if grid is None and np.unique(value[value != 0]).size <= 2**bits:
+            if np.isfinite(value).all():
+                return
+        how = "uniform"
     try:
         variable.assign(quantize_values(value, bits, how, grid=grid))
     except ValueError as error:

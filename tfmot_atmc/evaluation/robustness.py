@@ -82,6 +82,8 @@ def evaluate_robustness(
         RuntimeError: an attack left its ball or bounds.
 
     Example:
+    >>> import numpy as np
+    >>> import tensorflow as tf
     >>> model = lambda x: tf.stack([x[:, 0], 1.0 - x[:, 0]], axis=-1)
     >>> x = np.array([[0.9], [0.55], [0.1], [0.2]], "float32")
     >>> report = evaluate_robustness(model, (x, [0, 0, 1, 0]), epsilon=0.1, verbose=0)
