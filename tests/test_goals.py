@@ -160,6 +160,19 @@ def test_what_cannot_be_attacked_is_refused_with_the_reason_and_a_way_out():
         )
 
 
+def test_logits_are_not_taken_for_probabilities():
+    for kernel, y in ((W, MULTI), (W[:, :1], MULTI[:, 0])):
+        loss = keras.losses.BinaryCrossentropy()
+        with pytest.raises(ValueError, match="of probabilities.*from_logits=True"):
+            evaluate(linear(loss=loss, kernel=kernel), (DATA, y))
+        right = keras.losses.BinaryCrossentropy(from_logits=True)
+        report = evaluate(linear(loss=loss, kernel=kernel), (DATA, y), loss=right)
+        want = ((DATA @ kernel > 0) == (y.reshape(20, -1) > 0.5)).all(axis=1).mean()
+        assert report.clean_accuracy == want
+    with pytest.raises(ValueError, match="at least 1"):
+        evaluate(linear(), (DATA, MULTI.argmax(axis=1)), max_examples=-1)
+
+
 def test_a_report_of_losses_is_saved_resumed_and_loaded(tmp_path):
     model, data = linear(loss="mse"), (DATA, DATA @ W + 0.1)
     whole = evaluate(model, data, batch_size=5)
@@ -192,7 +205,8 @@ def test_labels_that_are_plainly_classes_stay_classes_whatever_the_loss():
         report = evaluate(linear(loss=loss), (DATA, y))
         assert report.goal == "classes" and report.clean_accuracy == 1.0
     # Several columns of binary cross-entropy are labels, also where one of them is set.
-    assert evaluate(linear(loss="binary_crossentropy"), (DATA, one_hot)).goal == "labels"
+    model = linear("sigmoid", "binary_crossentropy")
+    assert evaluate(model, (DATA, one_hot)).goal == "labels"
 
 
 def test_a_dataset_without_an_end_is_refused_or_cut(monkeypatch):

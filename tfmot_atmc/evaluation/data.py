@@ -31,6 +31,8 @@ def batches(data: Any, batch_size: int, max_examples: int | None) -> Iterator[tu
     """
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1. Received {batch_size}.")
+    if max_examples is not None and max_examples < 0:
+        raise ValueError(f"`max_examples` must be None or at least 1. Received {max_examples}.")
     if max_examples is None and isinstance(data, tf.data.Dataset):
         _check_end(data)
     left = float("inf") if max_examples is None else max_examples
@@ -54,7 +56,8 @@ def _elements(data: Any, batch_size: int) -> Iterator[Any]:
         return
     if not isinstance(data, (tuple, list)) or len(data) != 2:
         raise ValueError(
-            f"`data` must be a pair (x, y) or a batched tf.data.Dataset. Received {type(data)}."
+            "`data` must be a pair (x, y) or a batched tf.data.Dataset (of a generator: "
+            f"`tf.data.Dataset.from_generator`). Received {type(data)}."
         )
     x, y = tf.nest.map_structure(np.asarray, data[0]), _labels(data[1])
     sizes, count = {len(leaf) for leaf in tf.nest.flatten(x)}, _examples(y)
@@ -124,7 +127,7 @@ def _labels(y: Any) -> Any:
 def _examples(y: Any) -> int:
     first = tf.nest.flatten(y)[0]
     if not first.ndim:
-        raise ValueError("Labels must have a batch axis. Received a scalar: batch the dataset.")
+        raise ValueError("Labels must come in batches. Received a scalar: batch the dataset.")
     return len(first)
 
 

@@ -15,7 +15,7 @@ from tfmot_atmc.attacks import Attack
 from tfmot_atmc.attacks.outputs import any_batch, deployed
 from tfmot_atmc.evaluation.correctness import judge
 from tfmot_atmc.evaluation.data import rows_of
-from tfmot_atmc.evaluation.targets import Target, with_two_classes
+from tfmot_atmc.evaluation.targets import Target, check_probabilities, with_two_classes
 
 __all__ = ["Goal", "Judged", "settled"]
 
@@ -200,6 +200,10 @@ def settled(
         outputs = victim.predict(rows_of(x, slice(1)))
         classes = outputs.shape[-1] if outputs.ndim > 1 else 1
         return victim, origin, Goal("classes", classes, victim.columns)
+    if task.kind == "labels":
+        inputs = tf.nest.map_structure(tf.convert_to_tensor, x)
+        outputs = np.asarray(tf.nest.flatten(victim.outputs(inputs))[0])
+        check_probabilities(victim.name, task.parts[0].loss, outputs)
     few = rows_of(y, slice(_FEW))
     mine, rows, source_rows = _as_rows(victim, task, few)
     theirs = mine

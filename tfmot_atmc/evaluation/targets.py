@@ -17,7 +17,7 @@ from tfmot_atmc.attacks.outputs import any_batch, deployed, is_keras, logits_of
 from tfmot_atmc.export.c.compiled import CModel
 from tfmot_atmc.utils.keras_internals import loss_weights
 
-__all__ = ["Target", "as_target", "with_two_classes"]
+__all__ = ["Target", "as_target", "check_probabilities", "with_two_classes"]
 
 
 class Target(NamedTuple):
@@ -108,6 +108,7 @@ def with_two_classes(target: Target, x: Any) -> Target:
         return target
     loss = target.loss
     if isinstance(loss, keras.losses.BinaryCrossentropy):
+        check_probabilities(target.name, loss, outputs)
         from_logits = bool(loss.from_logits)
     else:
         from_logits = bool((outputs < 0).any() or (outputs > 1).any())
@@ -118,6 +119,26 @@ def with_two_classes(target: Target, x: Any) -> Target:
     model = None if target.model is None else _TwoClasses(target.model, from_logits)
     black_box = _TwoClasses(target.black_box, from_logits) if model is None else model
     return target._replace(predict=predict, model=model, black_box=black_box, columns=1)
+
+
+def check_probabilities(name: str, loss: Any, outputs: np.ndarray) -> None:
+    """Refuses outputs that a binary cross-entropy takes for probabilities and that are none.
+
+    Args:
+        name: name of the target.
+        loss: the loss.
+        outputs: some outputs.
+
+    Raises:
+        ValueError: the loss is one of probabilities, and an output is not in [0, 1].
+    """
+    if loss.from_logits or not ((outputs < -1e-6) | (outputs > 1 + 1e-6)).any():
+        return
+    raise ValueError(
+        f"The loss of {name} is a binary cross-entropy of probabilities, and its outputs span "
+        f"[{outputs.min():.3g}, {outputs.max():.3g}]. If they are logits, compile it with "
+        "keras.losses.BinaryCrossentropy(from_logits=True), or pass that as `loss=`."
+    )
 
 
 class _TwoClasses:
