@@ -1,11 +1,15 @@
 """A copy is the model: whatever makes one, its outputs are those of the original."""
 
+import pathlib
+
 import keras
 import numpy as np
 import pytest
 from model_zoo import MODELS, NO_FILE_HOLDS, make, outputs
 
+import tfmot_atmc
 from tfmot_atmc import compress, quantize_after_training, slim_model, strip_compression
+from tfmot_atmc.attacks import PGD
 from tfmot_atmc.slimming import can_factor, factor_layers, is_graph
 from tfmot_atmc.utils.cloning import copy_model
 
@@ -69,3 +73,35 @@ def test_models_rebuilt_layer_by_layer_give_the_outputs_of_the_model(maker):
             products[layer.name] = (kernel, np.eye(kernel.shape[-1], dtype=kernel.dtype))
     if products:
         _same(outputs(factor_layers(model, products), x), expected, 1e-4)
+
+
+def test_a_model_of_bytes_keeps_its_state_where_floats_take_their_place():
+    rng = np.random.default_rng(0)
+    x = {name: rng.integers(0, 256, (8, 6, 6, 1)).astype("uint8") for name in ("left", "right")}
+    inputs = {name: keras.Input((6, 6, 1), dtype="uint8", name=name) for name in x}
+    norm = keras.layers.Normalization(axis=None)
+    norm.adapt(x["left"].astype("float32"))
+    hidden = [norm(keras.ops.cast(tensor, "float32")) for tensor in inputs.values()]
+    hidden = keras.layers.Conv2D(4, 3, name="conv")(keras.layers.Concatenate()(hidden))
+    hidden = keras.layers.BatchNormalization(name="frozen")(hidden)
+    outputs_ = keras.layers.Dense(3)(keras.layers.Flatten()(hidden))
+    model = keras.Model(inputs, outputs_)
+    model.get_layer("frozen").trainable = False
+    attack = PGD(epsilon=4.0, bounds=(0, 255), steps=2)
+    small = compress(model, "al0", ratio=1.0, attack=attack)
+    floats = {name: value.astype("float32") for name, value in x.items()}
+    expected = outputs(model, x)
+    for found in (small, strip_compression(small)):
+        _same(outputs(found, floats), expected)
+        assert not found.get_layer("frozen").trainable
+
+
+def test_models_are_copied_in_one_place():
+    package = pathlib.Path(tfmot_atmc.__file__).parent
+    found = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if "clone_model(" in path.read_text()
+    }
+    # Both give every layer to `copy_layer` and `copy_state`, and compare outputs.
+    assert found == {"slimming/rebuilding.py", "compression/attacked.py"}

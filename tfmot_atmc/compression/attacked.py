@@ -14,6 +14,8 @@ from tfmot_atmc import tasks
 from tfmot_atmc.attacks import Attack
 from tfmot_atmc.slimming import is_graph
 from tfmot_atmc.utils import distribution
+from tfmot_atmc.utils.cloning import copy_layer, copy_state
+from tfmot_atmc.utils.comparison import check_outputs, probe
 from tfmot_atmc.utils.keras_internals import loss_metrics, loss_weights
 
 _MARKER = "[tfmot_atmc bounds]"
@@ -140,7 +142,8 @@ def with_float_inputs(model: keras.Model) -> keras.Model:
         model: a built Keras model.
 
     Raises:
-        ValueError: if the graph of a model that takes bytes is not known.
+        ValueError: if the graph of a model that takes bytes is not known, or the copy's outputs
+            differ.
     """
     inputs = keras.tree.flatten(getattr(model, "inputs", None) or [])
     if not any(tensor.dtype in _BYTES for tensor in inputs):
@@ -158,10 +161,25 @@ def with_float_inputs(model: keras.Model) -> keras.Model:
         )
         for tensor in inputs
     ]
+
+    def again(layer: Any) -> Any:
+        kept = not isinstance(layer, keras.layers.Layer)  # an operation keeps nothing
+        return layer if kept else copy_layer(layer, layer.get_config())
+
     copy = keras.models.clone_model(
-        model, input_tensors=tensors if len(tensors) > 1 else tensors[0]
+        model,
+        input_tensors=keras.tree.pack_sequence_as(model.input, tensors),
+        clone_function=again,
     )
-    copy.set_weights(model.get_weights())
+    copy_state(model, copy)
+    check_outputs(
+        probe(model),
+        copy,
+        f"Model '{model.name}' with floats for its inputs",
+        "What it does to bytes it does not do to floats: give it a float32 input, and divide "
+        "within the model.",
+        tolerance=1e-4,
+    )
     return copy
 
 
