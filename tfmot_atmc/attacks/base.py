@@ -22,13 +22,11 @@ from tfmot_atmc.attacks.outputs import (
 )
 from tfmot_atmc.attacks.problem import Leaves, Loss, Problem
 from tfmot_atmc.attacks.traces import Traces
-from tfmot_atmc.attacks.values import ordered_bounds, plain, radius
+from tfmot_atmc.attacks.values import ordered_bounds, plain, radius, slack
 from tfmot_atmc.utils.registry import Registry
 
 __all__ = ["Attack", "logits_of", "looks_like_probabilities"]
 
-# Pixels that went through a float32 resize or normalisation may leave [0, 1] by this much.
-_BOUNDS_SLACK = 1e-6
 # So many examples tell whether gradients are dead; in each step of a training a few.
 _LOOKED_AT, _LOOKED_AT_EACH_STEP = 16, 4
 # What tells whether an attack should look again is the same for all attacks on a model.
@@ -221,8 +219,8 @@ class Attack:
             least, greatest = value.min(), value.max()
             if not (np.isfinite(least) and np.isfinite(greatest)):
                 raise ValueError("The inputs of an attack must be finite. Received NaN or inf.")
-            below = low is not None and (value < low - _slack(low)).any()
-            above = high is not None and (value > high + _slack(high)).any()
+            below = low is not None and (value < low - slack(low)).any()
+            above = high is not None and (value > high + slack(high)).any()
             if below or above:
                 raise ValueError(
                     f"The inputs span [{least:g}, {greatest:g}] but the bounds are "
@@ -393,11 +391,6 @@ class Attack:
         num_classes = problems[-1].num_classes
         problems.clear()
         return _Compiled(function, num_classes)
-
-
-def _slack(bound: np.ndarray) -> np.ndarray:
-    """Returns by how much float32 inputs may miss a bound that they were computed to meet."""
-    return np.maximum(_BOUNDS_SLACK, 2.0**-22 * np.abs(bound))
 
 
 def _rebuild(cls: type[Attack], config: dict[str, Any]) -> Attack:

@@ -16,12 +16,15 @@ __all__ = [
     "per_channel",
     "plain",
     "radius",
+    "slack",
 ]
 
 Bounds = tuple[np.ndarray | None, np.ndarray | None]
 
 # Half of the range makes every image the same grey; a thousandth is below what a pixel stores.
 _LARGEST, _SMALLEST = 0.5, 1e-3
+# Pixels that went through a float32 resize or normalisation may leave [0, 1] by this much.
+_BOUNDS_SLACK = 1e-6
 
 
 def per_channel(value: Any, name: str) -> np.ndarray:
@@ -127,3 +130,12 @@ def out_of_scale(epsilon: np.ndarray, reach: float) -> str | None:
 def plain(value: np.ndarray | None) -> Any:
     """Returns an array as a float or a list, ready for JSON."""
     return None if value is None else value.tolist()
+
+
+def slack(bound: np.ndarray) -> np.ndarray:
+    """Returns by how much float32 inputs may miss a bound that they were computed to meet.
+
+    Args:
+        bound: the least or greatest legal input.
+    """
+    return np.maximum(_BOUNDS_SLACK, 2.0**-22 * np.abs(bound))
