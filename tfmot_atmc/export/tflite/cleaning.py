@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,15 @@ from ai_edge_litert import schema_py_generated as schema
 from tfmot_atmc.export.tflite import flatbuffer
 
 _RESHAPE = schema.BuiltinOperator.RESHAPE
+_DENSE = schema.BuiltinOperator.FULLY_CONNECTED
 
 
 def clean_model(model: Any) -> dict[tuple[int, int], int]:
     """Removes what a model does not need to run.
 
-    Metadata, names of inner tensors, empty tables and unused tensors go, and of two reshapes in a
-    row the first. Signatures and the names of inputs and outputs stay.
+    Metadata, names of inner tensors, empty tables and unused tensors go, of two reshapes in a row
+    the first, and reshapes that change nothing for what reads them. Signatures and the names of
+    inputs and outputs stay.
 
     Args:
         model: the `ModelT`, changed in place.
@@ -30,6 +32,7 @@ def clean_model(model: Any) -> dict[tuple[int, int], int]:
     model.metadata = model.metadataBuffer = model.description = None
     for number, subgraph in enumerate(model.subgraphs):
         _merge_reshapes(model, subgraph)
+        _drop_idle_reshapes(model, subgraph)
         kept = _drop_unused_tensors(model, number)
         numbers.update({(number, old): new for new, old in enumerate(kept)})
         subgraph.name = None
@@ -78,6 +81,59 @@ def _merge_reshapes(model: Any, subgraph: Any) -> None:
             operator.inputs[0] = int(reshapes[source].inputs[0])
             dropped.add(id(reshapes[source]))
     subgraph.operators = [o for o in subgraph.operators if id(o) not in dropped]
+
+
+def _drop_idle_reshapes(model: Any, subgraph: Any) -> None:
+    """Lets what reads a reshape's result read its source, where the shape makes no difference.
+
+    It makes none where it is the same, and for a dense layer, which takes the last axis of its
+    input for the features and all others for the batch.
+    """
+    ends, read = _ends(subgraph), Counter[int]()
+    readers: dict[int, list[tuple[Any, int]]] = defaultdict(list)
+    for operator in subgraph.operators:
+        for position, index in enumerate(_reads(operator)):
+            readers[index].append((operator, position))
+    for reshape in [o for o in subgraph.operators if _is(model, o, _RESHAPE)]:
+        source, result = int(reshape.inputs[0]), int(reshape.outputs[0])
+        same = _shape_of(subgraph, source) == _shape_of(subgraph, result)
+        for operator, position in readers[result]:
+            if same or (position == 0 and _flattens(model, subgraph, operator, source)):
+                operator.inputs = np.array(operator.inputs, np.int32)
+                operator.inputs[position] = source
+                readers[source].append((operator, position))
+            else:
+                read[result] += 1
+    subgraph.operators = [
+        o
+        for o in subgraph.operators
+        if not _is(model, o, _RESHAPE) or read[int(o.outputs[0])] or int(o.outputs[0]) in ends
+    ]
+
+
+def _is(model: Any, operator: Any, code: int) -> bool:
+    return flatbuffer.builtin_code(model, operator) == code
+
+
+def _shape_of(subgraph: Any, index: int) -> tuple[list[int], list[int] | None]:
+    """The shape of a tensor, and which of its axes are open."""
+    tensor = subgraph.tensors[index]
+    signature = tensor.shapeSignature
+    return list(tensor.shape), None if signature is None else list(signature)
+
+
+def _flattens(model: Any, subgraph: Any, operator: Any, source: int) -> bool:
+    """Whether an operator is a dense layer of static shapes that takes a tensor as rows."""
+    if not _is(model, operator, _DENSE) or operator.builtinOptions.keepNumDims:
+        return False
+    weight = subgraph.tensors[int(operator.inputs[1])]
+    (shape, signature), result = _shape_of(subgraph, source), int(operator.outputs[0])
+    static = all(s is None or min(s, default=0) >= 0 for s in (signature, _open(subgraph, result)))
+    return static and len(shape) > 1 and len(weight.shape) == 2 and shape[-1] == weight.shape[1]
+
+
+def _open(subgraph: Any, index: int) -> list[int] | None:
+    return _shape_of(subgraph, index)[1]
 
 
 def _drop_unused_tensors(model: Any, number: int) -> list[int]:
