@@ -3,11 +3,11 @@
 
     python benchmarks/layer_budgets.py --networks ds_cnn,resnet8 --ratios 0.1 --seeds 0
 
-Each network is trained densely on made-up data of its shape (LeNet: on MNIST's first images), then
-pruned by the same number of steps on clean inputs, once for every way. Kept are the accuracy (the
-square error for the autoencoder) of the model as deployed, the same after its batch normalisation
-has seen the data again, and which layers are left with nothing. Runs that are kept already are not
-run again.
+Each network is trained densely on made-up data of its shape (LeNet: on MNIST's first images,
+ResNet-20: on CIFAR-10's), then pruned by the same number of steps on clean inputs, once for every
+way. Kept are the accuracy (the square error for the autoencoder) of the model as deployed, the same
+after its batch normalisation has seen the data again, and which layers are left with nothing. Runs
+that are kept already are not run again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ WAYS = (
     "higher_floors",
     "flat_floors",
 )
-NETWORKS = ("ds_cnn", "autoencoder", "lenet", "resnet8", "mobilenet_v1", "mobilenet_v2")
+NETWORKS = (
+    *("ds_cnn", "autoencoder", "lenet", "resnet8", "mobilenet_v1"),
+    *("mobilenet_v2", "efficientnet_b0", "resnet20"),
+)
 
 NETS = flags.DEFINE_list("networks", list(NETWORKS[:5]), "Networks.")
 RATIOS = flags.DEFINE_list("ratios", ["0.1", "0.05", "0.3"], "Nonzeros per dense weight.")
@@ -70,6 +73,10 @@ def task_of(network: str) -> Task:
         data = atmc.datasets.load("mnist", limit=3000)
         train, test = (data.x_train, data.y_train), (data.x_test, data.y_test)
         return Task(train, test, 10, 4, 4, rate=1e-3)
+    if network == "resnet20":
+        data = atmc.datasets.load("cifar10", limit=2000)
+        train, test = (data.x_train, data.y_train), (data.x_test, data.y_test)
+        return Task(train, test, 10, 4, 3)
     if network in ("mobilenet_v2", "efficientnet_b0"):
         train, test, classes = made_up.make("made_up_people")
         small = [(x[:, 16:80, 16:80], y) for x, y in (train, test)]

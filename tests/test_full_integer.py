@@ -196,3 +196,19 @@ def test_command_line_takes_training_images_and_the_file_packs(trained, capsys, 
 def test_command_line_asks_for_a_dataset(capsys):
     assert main(["export", "absent.keras", "--values=full_int8"]) == 2
     assert "needs --dataset" in capsys.readouterr().err
+
+
+def test_dense_layers_in_a_row_need_two_reshapes(tmp_path):
+    """Between two convolutions that were dense layers nothing changes its shape."""
+    rng = np.random.default_rng(0)
+    layers = [keras.layers.Dense(64, "relu") for _ in range(3)]
+    model = keras.Sequential([keras.Input((64,)), *layers, keras.layers.Dense(64)])
+    for layer in model.layers:
+        layer.kernel.assign(layer.kernel.numpy() * (rng.random((64, 64)) < 0.05))
+    x = rng.random((64, 64), dtype="float32")
+    path = tmp_path / "m.tflite"
+    more = {"values": "full_int8", "representative": x, "measure_latency": False, "slim": False}
+    export.export_tflite(model, path, min_agreement=0.0, **more)
+    found = export.list_operators(path)
+    assert found["CONV_2D"] == 4 and found["RESHAPE"] == 2
+    assert "FULLY_CONNECTED" not in found

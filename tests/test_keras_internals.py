@@ -17,6 +17,8 @@ HOOKS = {
     "_all_reduce_sum_gradients",
     "_build_shapes_dict",
     "_compile_loss",
+    "_compile_metrics",
+    "_distributed_dataset",
     "_flatten_layers",
     "_fn_kwargs",
     "_inbound_nodes",
@@ -27,6 +29,7 @@ HOOKS = {
     "_nodes_by_depth",
     "_non_trainable_variables",
     "_output_shape",
+    "_outputs_struct",
     "_seed_generators",
     "_tracker",
     "_trainable_variables",
@@ -166,3 +169,25 @@ def test_shapes_of_a_built_layer_are_told():
     layer(np.zeros((3, 4), np.float32))
     assert tuple(next(iter(internals.build_shapes(layer).values()))) == (3, 4)
     assert tf.reduce_sum(layer.kernel.value).shape == ()
+
+
+@pytest.mark.parametrize("way", ["fit", "train_on_batch"])
+def test_the_first_train_step_is_traced_once(way, monkeypatch):
+    """Variables that are made in the trace would have all of it traced again."""
+    layers = [keras.layers.Dense(6), keras.layers.BatchNormalization(), keras.layers.Dense(2)]
+    model = tfmot_atmc.compress(keras.Sequential([keras.Input((4,)), *layers]), "atmc", ratio=0.5)
+    traced, step = [], type(model).train_step
+
+    def counted(self, data):
+        traced.append(len(self.optimizer.variables))
+        return step(self, data)
+
+    monkeypatch.setattr(type(model), "train_step", counted)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss, metrics=["accuracy"])
+    x, y = np.ones((8, 4), "float32"), np.arange(8) % 2
+    if way == "fit":
+        model.fit(x, y, verbose=0)
+    else:
+        model.train_on_batch(x, y)
+    assert len(traced) == 1 and traced[0] > 2

@@ -14,6 +14,7 @@ __all__ = [
     "BuiltFromOwnBatch",
     "already_averaged",
     "build_shapes",
+    "build_state",
     "calls_of",
     "computes_as_its_class",
     "flat_layers",
@@ -130,6 +131,33 @@ def loss_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
     return list(getattr(model._compile_loss, "metrics", None) or [])
 
 
+def build_state(model: keras.Model, inner: keras.Model, y: Any) -> None:
+    """Builds the optimizer, the metrics and the losses of a compiled model before it is traced.
+
+    Variables that are made while a function is traced have all of it traced a second time.
+
+    Args:
+        model: the compiled model.
+        inner: the model whose outputs it returns; where their shapes are not known, metrics and
+            losses are left to be built in the trace.
+        y: nest of targets, or of what has their shapes and dtypes.
+    """
+    if model.optimizer is not None and not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    outputs = getattr(getattr(inner, "_functional", inner), "_outputs_struct", None)
+    parts = [part for part in (model._compile_metrics, model._compile_loss) if part is not None]
+    unbuilt = [part for part in parts if not part.built]
+    if outputs is None or y is None or not unbuilt:
+        return
+
+    def described(leaf: Any) -> Any:
+        return keras.KerasTensor(leaf.shape, keras.backend.standardize_dtype(leaf.dtype))
+
+    y, outputs = keras.tree.map_structure(described, (y, outputs))
+    for part in unbuilt:
+        part.build(y, outputs)
+
+
 def loss_axis(loss: keras.losses.Loss) -> int:
     """Returns the axis along which a loss finds its classes."""
     return getattr(loss, "axis", getattr(loss, "_fn_kwargs", {}).get("axis", -1))
@@ -141,15 +169,27 @@ def loss_tracker(model: keras.Model) -> keras.metrics.Metric:
 
 
 class BuiltFromOwnBatch:
-    """Lets `fit` build a model from `self._own_batch(iterator)` where several replicas train.
+    """Builds what Keras would build while it traces a step, so that this is traced once.
 
-    Keras itself cannot look at a batch that is spread over workers, or unevenly.
+    Where several replicas train it lets `fit` look at `self._own_batch(iterator)`: Keras itself
+    cannot look at a batch that is spread over workers, or unevenly.
     """
 
     def _maybe_symbolic_build(self: Any, iterator: Any = None, data_batch: Any = None) -> None:
         if iterator is not None and self.distribute_strategy.num_replicas_in_sync > 1:
             iterator, data_batch = None, self._own_batch(iterator)
         super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)  # type: ignore
+        # The kinds of a dataset's elements are known without a look at one.
+        spec = getattr(getattr(iterator, "_distributed_dataset", None), "element_spec", None)
+        if isinstance(spec, tuple) and len(spec) > 1:
+            build_state(self, self.model, spec[1])
+
+    def train_on_batch(self: Any, x: Any, y: Any = None, **arguments: Any) -> Any:
+        """Trains on one batch, see `keras.Model.train_on_batch`."""
+        if self._distribute_strategy is None and self.compiled:
+            given = keras.tree.map_structure(keras.ops.convert_to_tensor, y)
+            build_state(self, self.model, given)
+        return super().train_on_batch(x, y, **arguments)  # type: ignore
 
 
 def random_states(layer: keras.layers.Layer) -> list[Any]:
