@@ -135,7 +135,7 @@ class _Lowering:
         columns = int(flat.max()) + 1
         rows = np.zeros((outputs, columns), kernel.dtype)
         rows[:, flat] = kernel.reshape(outputs, -1)
-        number, biases = self._layer("dense", rows, operation, 1, kernel.size)
+        number, biases = self._layer("dense", rows, operation, 1, _weights(kernel, operation))
         fields = {
             "kernel": number,
             "biases": number,
@@ -161,7 +161,9 @@ class _Lowering:
         rows = np.ascontiguousarray(kernel.transpose(0, 3, 1, 2).reshape(filters, -1))
         out_height, out_width, _ = operation.output.extents
         positions = out_height * out_width
-        number, biases = self._layer(step.kind, rows, operation, positions, kernel.size * positions)
+        number, biases = self._layer(
+            step.kind, rows, operation, positions, _weights(kernel, operation) * positions
+        )
         top, _, left, _ = operation.padding
         plane, row, _ = view.steps
         pool = step.pool
@@ -327,6 +329,14 @@ def _constant(tensor: Tensor) -> np.ndarray:
     if tensor.data is None:
         raise UnsupportedError("Computed weights have no kernel.")
     return tensor.data
+
+
+def _weights(kernel: np.ndarray, operation: Operation) -> int:
+    """Weights of a kernel, without the zeros of a dilation."""
+    if operation.dilation == (1, 1):
+        return int(kernel.size)
+    within = [-(-n // d) for n, d in zip(operation.window, operation.dilation, strict=True)]
+    return int(kernel.size // (operation.window[0] * operation.window[1]) * within[0] * within[1])
 
 
 def _divisions(columns: int, channels: int, height: int, width: int) -> dict[str, int]:

@@ -59,6 +59,8 @@ class Operation:
         window: height and width of a kernel or a pool.
         stride: steps of it, vertical and horizontal.
         padding: rows above and below, columns left and right.
+        dilation: steps between the weights of a kernel that were there before zeros were put
+            between them.
         axis: where a concatenation happens: 0 rows, 1 columns, 2 channels.
         beta: factor inside a softmax.
     """
@@ -70,6 +72,7 @@ class Operation:
     window: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
     axis: int = 2
     beta: float = 1.0
 

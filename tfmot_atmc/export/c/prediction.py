@@ -64,11 +64,19 @@ class FootprintPredictor:
         for operation in network.operations:
             kernel = operation.inputs[1] if operation.kind in _WEIGHTED else None
             if kernel is not None and kernel.data is not None:
-                kept = max(1, round(ratio * kernel.data.size))
-                mask = rng.permutation(kernel.data.size).reshape(kernel.data.shape) < kept
+                rows, columns = operation.dilation
+                weights = (
+                    kernel.data[:, ::rows, ::columns] if kernel.data.ndim == 4 else kernel.data
+                )
+                kept = max(1, round(ratio * weights.size))
+                mask = rng.permutation(weights.size).reshape(weights.shape) < kept
                 # A weight that is zero already counts as one that could be trained.
-                values = np.where(kernel.data == 0, 1, kernel.data)
-                kernel.data = (values * mask).astype(kernel.data.dtype)
+                values = (np.where(weights == 0, 1, weights) * mask).astype(weights.dtype)
+                kernel.data = np.zeros_like(kernel.data)
+                if kernel.data.ndim == 4:
+                    kernel.data[:, ::rows, ::columns] = values
+                else:
+                    kernel.data[:] = values
         plan = plan_network(network, convert_input=self._bytes_in is not None)
         source = emit(lower(plan), "model", "", bytes_in=self._bytes_in)
         with tempfile.TemporaryDirectory(prefix="atmc-") as folder:

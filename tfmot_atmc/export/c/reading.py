@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -172,19 +173,33 @@ def _padding(
 
 def _convolution(reader: _Reader, operator: Any) -> Operation:
     options, inputs = operator.builtinOptions, _all_inputs(reader, operator)
-    if (options.dilationHFactor, options.dilationWFactor) != (1, 1):
-        raise UnsupportedError("Dilated convolutions have no kernel; use a dilation of 1.")
     depthwise = reader._code(operator) == _CODES.DEPTHWISE_CONV_2D
     weights, output = inputs[1], reader.tensor(int(operator.outputs[0]))
     if weights.data is None:
         raise UnsupportedError("A convolution with computed weights has no kernel.")
     if not depthwise and weights.shape[3] != inputs[0].extents[2]:
         raise UnsupportedError("Grouped convolutions have no kernel; use DepthwiseConv2D.")
+    dilation = (int(options.dilationHFactor), int(options.dilationWFactor))
+    inputs[1] = weights = _dilated(weights, dilation)
     window = (weights.shape[1], weights.shape[2])
     stride = (int(options.strideH), int(options.strideW))
     padding = _padding(inputs[0], output, window, stride, options.padding == 1)
     kind = "depthwise" if depthwise else "conv"
-    return Operation(kind, inputs, output, _activation(options), window, stride, padding)
+    return Operation(
+        kind, inputs, output, _activation(options), window, stride, padding, dilation=dilation
+    )
+
+
+def _dilated(weights: Tensor, dilation: tuple[int, int]) -> Tensor:
+    """A kernel with the zeros of its dilation, which cost little where zeros are skipped."""
+    if dilation == (1, 1) or weights.data is None:
+        return weights
+    rows, columns = dilation
+    count, height, width, channels = weights.shape
+    shape = (count, (height - 1) * rows + 1, (width - 1) * columns + 1, channels)
+    data = np.zeros(shape, weights.data.dtype)
+    data[:, ::rows, ::columns] = weights.data
+    return dataclasses.replace(weights, shape=shape, data=data)
 
 
 def _dense(reader: _Reader, operator: Any) -> Operation:
