@@ -14,7 +14,12 @@ is installed.
 
 The second command exports the reference models that fit in `--max_flash` and `--max_ram`, runs them
 on the emulated board with 256 KB of flash and 16 KB of RAM, and attacks the very C code. It needs
-arm-none-eabi-gcc, qemu-system-arm and make.
+arm-none-eabi-gcc, qemu-system-arm and make. Further networks for MNIST are given as
+`--keras name=file.keras`, attacked at radius `--epsilon`; the training through the slope is that of
+`python benchmarks/frontier.py --train al0-through --work W`:
+
+    python benchmarks/microcontrollers.py --robust --images 200 --autoattack \
+        --keras al0-through-0.01=W/al0-through-0/plain.keras --out robust.json
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +47,7 @@ from benchmarks.common import show  # noqa: E402
 from tests.c_code import integer_ends  # noqa: E402
 from tfmot_atmc import attacks, datasets, evaluate_robustness, models  # noqa: E402
 from tfmot_atmc.export import CModel, TooLargeError, export_c  # noqa: E402
-from tfmot_atmc.export.c import measure_footprint, write_images  # noqa: E402
+from tfmot_atmc.export.c import measure_footprint, write_board, write_images  # noqa: E402
 from tfmot_atmc.export.c.compiled import find_compiler  # noqa: E402
 from tfmot_atmc.export.tflite.conversion import convert, describe_inputs  # noqa: E402
 from tfmot_atmc.export.tflite.interpreter import TFLiteModel  # noqa: E402
@@ -55,11 +60,12 @@ flags.DEFINE_bool("robust", False, "Attack the reference models that fit instead
 flags.DEFINE_bool("autoattack", False, "With --robust: AutoAttack too, on the Keras twin.")
 flags.DEFINE_string("max_flash", "8KB", "With --robust: most flash.")
 flags.DEFINE_string("max_ram", "8KB", "With --robust: most RAM.")
+flags.DEFINE_list("keras", [], "With --robust: further networks, as name=file.keras.")
+flags.DEFINE_float("epsilon", 76 / 255, "Radius at which these are attacked.")
 flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets.")
 flags.DEFINE_string("out", None, "JSON file to write the figures to.")
 
 BOARDS = {"cortex-m4": "mps2-an386", "cortex-m0plus": "mps2-an385"}
-PROJECT = Path(ROOT) / "examples" / "microcontroller"
 _TICK = 40
 _ROUNDS, _ROUND_SECONDS = 15, 0.02
 
@@ -76,10 +82,8 @@ def sparse_resnet8(density: float) -> keras.Model:
 
 
 def run_board(folder: Path, board: str, level: str) -> dict[str, list[int]]:
-    """Builds the example's project with the folder's files, runs it, and returns what it prints."""
-    for file in PROJECT.iterdir():
-        if file.is_file() and file.name not in ("model.c", "model.h", "images.h"):
-            shutil.copy(file, folder)
+    """Runs a folder's files in the project of `atmc export --board`; returns what it prints."""
+    write_board(folder)
     command = ["make", "run", f"BOARD={board}", f"OPTIMIZE={level}", "DEFINES=-DPRINT_OUTPUTS"]
     shutil.rmtree(folder / "build", ignore_errors=True)
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
@@ -214,12 +218,20 @@ def _converted(model: keras.Model, train: np.ndarray) -> bytes:
     return convert(slimmed, describe_inputs(slimmed, train, 1), [train])
 
 
+def _candidates() -> Iterator[tuple[str, keras.Model, float]]:
+    """Names, networks and radii: those of the files, and the reference models."""
+    for given in FLAGS.keras:
+        name, _, path = given.partition("=")
+        yield name, keras.saving.load_model(path), FLAGS.epsilon
+    for name in models.references.names():
+        yield name, models.references.load(name), float(models.references.card(name)["epsilon"])
+
+
 def robust(train: np.ndarray, data: datasets.Dataset) -> list[dict[str, Any]]:
-    """Reference models within the limits: their figures on the board, and under attack."""
+    """Networks within the limits: their figures on the board, and under attack."""
     rows = []
     x, y = data.x_test[: FLAGS.images], data.y_test[: FLAGS.images]
-    for name in models.references.names():
-        model, card = models.references.load(name), models.references.card(name)
+    for name, model, epsilon in _candidates():
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.c"
             limits = {"max_flash": FLAGS.max_flash, "max_ram": FLAGS.max_ram}
@@ -236,7 +248,6 @@ def robust(train: np.ndarray, data: datasets.Dataset) -> list[dict[str, Any]]:
             found = run_board(path.parent, "microbit", level)
             same = found["output"] == written.codes(written.quantize(x[:10])).reshape(-1).tolist()
             (footprint,) = (f for f in report.footprints if f.optimize == level)
-            epsilon = float(card["epsilon"])
             chosen = [attacks.PGD(epsilon=epsilon, steps=40, step_size=epsilon / 6)]
             if FLAGS.autoattack:
                 chosen.append(attacks.get("autoattack", epsilon=epsilon))
@@ -277,7 +288,7 @@ def main(arguments: list[str]) -> None:
     train = mnist.x_train[:300]
     if FLAGS.robust:
         rows = robust(train, mnist)
-        show("Reference models within the limits", rows)
+        show("Networks within the limits", rows)
     else:
         rows = []
         for name in models.references.names():

@@ -14,7 +14,7 @@ from keras import layers
 from tfmot_atmc.export.c.compiled import find_compiler
 from tfmot_atmc.export.tflite import flatbuffer
 
-BOARD = Path(__file__).parent.parent / "examples" / "microcontroller"
+BOARD = Path(__file__).parent.parent / "tfmot_atmc" / "export" / "board"
 
 needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="there is no C compiler")
 needs_arm = pytest.mark.skipif(

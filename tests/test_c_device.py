@@ -129,6 +129,7 @@ def test_command_line_writes_evaluates_and_refuses(trained, capsys, tmp_path):
     for arguments, message in (
         ([*command], "needs --dataset"),
         ([*command, "--values=int8"], "full_int8 or float32"),
+        ([*command, "--dataset=digits", "--board"], "needs --out=FOLDER/model.c"),
         ([*command, "--dataset=digits", "--batch_size=2"], "not for --format=c"),
         ([*command, "--dataset=digits", "--max_flash=1KB"], "bytes of flash"),
         (["export", str(tmp_path / "net.keras"), "--max_ram=1KB"], "not for --format=tflite"),
@@ -136,6 +137,20 @@ def test_command_line_writes_evaluates_and_refuses(trained, capsys, tmp_path):
         capsys.readouterr()
         assert main(arguments) != 0
         assert message in capsys.readouterr().err.replace("\n", " ")
+
+
+@c_code.needs_compiler
+@c_code.needs_qemu
+def test_command_line_writes_a_project_that_runs(trained, capsys, tmp_path):
+    trained[0].save(tmp_path / "net.keras")
+    folder = tmp_path / "board"
+    command = ["export", str(tmp_path / "net.keras"), "--format=c", "--dataset=digits", "--board"]
+    assert main([*command, f"--out={folder}/model.c"]) == 0
+    assert f"make -C {folder} run" in capsys.readouterr().out.replace("\n", "")
+    done = subprocess.run(["make", "-C", folder, "run"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "of 10" in done.stdout.splitlines()
+    assert int(done.stdout.split("right ")[1].split()[0]) >= 8
 
 
 @c_code.needs_compiler

@@ -14,6 +14,7 @@ from tfmot_atmc import models
 from tfmot_atmc.cli.demonstration import demonstration_file
 from tfmot_atmc.compression.deploy import deploy
 from tfmot_atmc.compression.model import CompressedModel
+from tfmot_atmc.datasets.splits import Dataset
 from tfmot_atmc.export import (
     C_VALUE_MODES,
     CModel,
@@ -22,15 +23,16 @@ from tfmot_atmc.export import (
     export_c,
     export_tflite,
 )
-from tfmot_atmc.export.c import write_images
+from tfmot_atmc.export.c import write_board, write_images
 from tfmot_atmc.recipes.pipeline import load_keras
 from tfmot_atmc.recipes.sources import load_data
 
 __all__ = ["run"]
 
 _EXAMPLES = 256
+_BOARD_IMAGES = 10
 _CALIBRATED = "full_int8"
-_ONLY_C = ("max_flash", "max_ram", "cpu", "pixel_max", "test_images")
+_ONLY_C = ("max_flash", "max_ram", "cpu", "pixel_max", "test_images", "board")
 _ONLY_TFLITE = ("sparse", "batch_size", "max_bytes", "input_type", "output_type")
 # What the exporter of C code calls what the flag says.
 _OPTIMIZE = {"size": "size", "latency": "speed", "balanced": "balanced"}
@@ -71,19 +73,31 @@ def run(values: flags.FlagValues, operands: list[str], console: Console) -> None
         "representative": data.x_train if data is not None and calibrated else None,
         "tolerance": values.tolerance,
     }
-    if data is not None and values.format == "tflite":
-        given |= {"class_names": data.class_names}
+    if data is not None:
+        if values.format == "tflite":
+            given |= {"class_names": data.class_names}
         if data.task != "classes":
             given |= {"min_agreement": 0.0}  # the largest output means nothing there
     write = _write_c if values.format == "c" else _write_tflite
-    report = write(values, model, Path(values.out or Path(name).with_suffix(f".{values.format}")),
-                   given)  # fmt: skip
+    path = Path(values.out or Path(name).with_suffix(f".{values.format}"))
+    if values.board:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    report = write(values, model, path, given)
     console.print(str(report), highlight=False, markup=False)
-    if values.test_images and data is not None:
-        images, labels = (part[: values.test_images] for part in (data.x_test, data.y_test))
-        path = Path(report.path).with_name("images.h")
-        write_images(path, CModel(report.path), images, labels)
-        console.print(f"{path}: {len(images)} test images", highlight=False, markup=False)
+    if data is not None and (values.test_images or values.board):
+        _write_project(values, path, data, console)
+
+
+def _write_project(values: flags.FlagValues, path: Path, data: Dataset, console: Console) -> None:
+    """Writes test images beside the C file, and what runs it in an emulator."""
+    count = values.test_images or _BOARD_IMAGES
+    images, labels = data.x_test[:count], data.y_test[:count]
+    write_images(path.with_name("images.h"), CModel(path), images, labels)
+    said = f"{path.with_name('images.h')}: {len(images)} test images"
+    if values.board:
+        write_board(path.parent)
+        said += f"; run them on an emulated microcontroller by: make -C {path.parent} run"
+    console.print(said, highlight=False, markup=False)
 
 
 def _check(values: flags.FlagValues, calibrated: bool, dataset: str | None) -> None:
@@ -103,8 +117,10 @@ def _check(values: flags.FlagValues, calibrated: bool, dataset: str | None) -> N
     wrong = [flag for flag in for_other if values[flag].present]
     if wrong:
         raise ValueError(f"--{wrong[0]} is not for --format={values.format}.")
-    if values.test_images and dataset is None and not own:
-        raise ValueError("--test_images needs --dataset or --data.")
+    if (values.test_images or values.board) and dataset is None and not own:
+        raise ValueError("--test_images and --board need --dataset or --data.")
+    if values.board and Path(values.out or "").name != "model.c":
+        raise ValueError("--board needs --out=FOLDER/model.c: the folder of the project.")
 
 
 def _write_tflite(

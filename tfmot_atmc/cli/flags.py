@@ -97,6 +97,9 @@ def export(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("cpu", "cortex-m4", _CPUS, "Core that flash is measured for.", **at)
     define_number("pixel_max", "The C code takes bytes: what 255 means to the model.", values)
     _whole(values, "test_images", 0, "Write so many test images as images.h beside the C code.")
+    flags.DEFINE_bool(
+        "board", False, "Also a project with 10 images: make run emulates a microcontroller.", **at
+    )
 
 
 def inspect(values: flags.FlagValues) -> None:

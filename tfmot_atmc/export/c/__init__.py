@@ -3,7 +3,7 @@
 
 from tfmot_atmc.export.c.compiled import CModel, CompilerMissingError
 from tfmot_atmc.export.c.export import C_VALUE_MODES, OPTIMIZATIONS, export_c
-from tfmot_atmc.export.c.images import write_images
+from tfmot_atmc.export.c.images import write_board, write_images
 from tfmot_atmc.export.c.network import UnsupportedError
 from tfmot_atmc.export.c.report import CReport, LayerSummary
 from tfmot_atmc.export.c.sizes import Footprint, measure_footprint
@@ -19,5 +19,6 @@ __all__ = [
     "UnsupportedError",
     "export_c",
     "measure_footprint",
+    "write_board",
     "write_images",
 ]

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Examples as a C header, to try a written C file on a device without its sensors."""
+"""What tries a written C file without a device or its sensors: a project, and examples."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,26 @@ from tfmot_atmc.export.c.compiled import CModel
 from tfmot_atmc.export.c.macros import number_text
 from tfmot_atmc.utils.files import write_bytes
 
-__all__ = ["write_images"]
+__all__ = ["write_board", "write_images"]
+
+_PROJECT = Path(__file__).parent.parent / "board"
+
+
+def write_board(folder: str | os.PathLike[str]) -> None:
+    """Writes a project that runs `model.c` on emulated boards: `make run` in its folder.
+
+    It needs `arm-none-eabi-gcc`, `qemu-system-arm` and `make`, and `images.h`; see `write_images`.
+
+    Args:
+        folder: where to; files of these names are replaced.
+    """
+    for file in sorted(_PROJECT.iterdir()):
+        if file.is_file():
+            write_bytes(Path(folder) / file.name, file.read_bytes())
 
 
 def write_images(path: str | os.PathLike[str], model: CModel, inputs: Any, labels: Any) -> None:
-    """Writes examples as `images` and `labels`, as `examples/microcontroller` reads them.
+    """Writes examples as `images` and `labels`, as the project of `write_board` reads them.
 
     Args:
         path: the header to write, such as `"images.h"`.
