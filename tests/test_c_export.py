@@ -323,6 +323,13 @@ REFUSED = {
         lambda: sequence((4, 4, 1), layers.Lambda(keras.ops.sin), layers.Flatten()),
         "no kernel for SIN.*TensorFlow Lite Micro",
     ),
+    "a recurrent layer": (lambda: sequence((4, 3), layers.LSTM(2)), "recurrent layers"),
+    "weights that are not finite": (
+        lambda: sequence(
+            (4,), layers.Dense(2, kernel_initializer=keras.initializers.Constant(np.nan))
+        ),
+        "kernel' are not finite",
+    ),
     "a product": (
         lambda: (lambda x: keras.Model(x, layers.Multiply()([x, x])))(keras.Input((4,))),
         "product of two computed tensors",
@@ -355,6 +362,8 @@ def test_bad_arguments_are_refused_before_anything_is_written(tmp_path):
         ({"representative": images, "optimize": "fast"}, "`optimize` must be one of"),
         ({"representative": images, "cpu": "avr"}, "`cpu` must be one of"),
         ({"representative": images, "pixel_max": -1.0}, "`pixel_max` must be"),
+        ({"representative": images, "pixel_max": "255"}, "`pixel_max` must be"),
+        ({"representative": list(images)}, "Received 4 arrays; pass one array"),
         ({"representative": images[:, :5]}, "must have shape"),
         ({"representative": images * np.nan}, "not finite"),
     ):
@@ -362,8 +371,15 @@ def test_bad_arguments_are_refused_before_anything_is_written(tmp_path):
             export_c(model, path, **options)
     with pytest.raises(ValueError, match=r"must end in \.c"):
         export_c(model, tmp_path / "m.txt", representative=images)
+    with pytest.raises(ValueError, match="quotes and backslashes"):
+        export_c(model, tmp_path / 'm".c', representative=images)
     with pytest.raises(TypeError, match=r"keras\.Model"):
         export_c("model", path, representative=images)
+    with pytest.raises(TypeError, match="take some hundred examples out of a dataset"):
+        export_c(model, path, representative=iter(images))
+    both = keras.Sequential([keras.Input(batch_shape=(2, 8, 8, 1)), layers.Flatten()])
+    with pytest.raises(ValueError, match="built for 2 at once"):
+        export_c(both, path, representative=images)
     open_shape = sequence((None, None, 1), layers.Conv2D(2, 3), layers.GlobalAveragePooling2D())
     with pytest.raises(ValueError, match="open shape"):
         export_c(open_shape, path, values="float32")

@@ -136,7 +136,7 @@ def export_c(
     """
     target = check_path(path, ".c", overwrite)
     header = check_path(target.with_suffix(".h"), ".h", overwrite)
-    check_model(model)
+    _check_model(check_model(model), target)
     _check_options(values, name, optimize, cpu, pixel_max, tolerance, min_agreement)
     _check_representative(values, representative)
     limits = _limit(max_flash), _limit(max_ram)
@@ -175,6 +175,24 @@ def export_c(
         warnings=warn_of_dead_layers(model, arrays, expected),
         **checks,
     )
+
+
+def _check_model(model: keras.Model, target: Path) -> None:
+    """Refuses what cannot be written, before the model is converted."""
+    if re.search(r'["\\\n]', target.name):
+        raise ValueError(
+            f"The file's name stands in an #include and cannot be {target.name!r}; leave quotes "
+            "and backslashes out."
+        )
+    batches = {tensor.shape[0] for tensor in getattr(model, "inputs", None) or ()}
+    if batches - {None, 1}:
+        raise ValueError(
+            f"The C function takes one example, and the model was built for {batches.pop()} at "
+            "once; build it with keras.Input(shape) instead of batch_shape."
+        )
+    for weight in model.weights:
+        if not np.isfinite(np.asarray(weight)).all():
+            raise UnsupportedError(f"The weights of {weight.path!r} are not finite.")
 
 
 def _slimmed(model: keras.Model, slim: bool | None) -> tuple[keras.Model, SlimmingReport | None]:
@@ -223,8 +241,8 @@ def _check_options(
             f"`name` must be a name that C accepts: letters, digits and underscores. Received "
             f"{name!r}."
         )
-    if pixel_max is not None and not 0.0 < pixel_max < float("inf"):
-        raise ValueError(f"`pixel_max` must be positive. Received {pixel_max}.")
+    if pixel_max is not None and (isinstance(pixel_max, str) or not 0.0 < pixel_max < float("inf")):
+        raise ValueError(f"`pixel_max` must be a positive number. Received {pixel_max!r}.")
     if tolerance is not None and not tolerance > 0.0:
         raise ValueError(f"`tolerance` must be positive. Received {tolerance}.")
     if min_agreement is not None and not 0.0 <= min_agreement <= 1.0:

@@ -48,7 +48,10 @@ def read_network(data: bytes) -> Network:
     """
     model = flatbuffer.read_model(data)
     if len(model.subgraphs) != 1:
-        raise UnsupportedError(f"The model has {len(model.subgraphs)} subgraphs, expected one.")
+        raise UnsupportedError(
+            f"The model has {len(model.subgraphs)} graphs, one inside the other: recurrent layers, "
+            "loops and branches have no kernel. Leave them out of the exported model."
+        )
     graph = model.subgraphs[0]
     for what, ends in (("input", graph.inputs), ("output", graph.outputs)):
         if len(ends) != 1:

@@ -89,7 +89,14 @@ def _fits(array: np.ndarray, shape: tuple[int | None, ...]) -> bool:
 
 
 def _flatten_arrays(inputs: Any) -> list[Any]:
-    return [np.asarray(value) for value in keras.tree.flatten(inputs)]
+    arrays = [np.asarray(value) for value in keras.tree.flatten(inputs)]
+    if any(array.dtype == object for array in arrays):
+        raise TypeError(
+            "Examples must be arrays [examples, ...], one for each input of the model. Received "
+            f"{type(inputs).__name__}; take some hundred examples out of a dataset first, such as "
+            "np.stack(list(dataset.take(300).as_numpy_iterator()))."
+        )
+    return arrays
 
 
 def _is_shape(value: Any) -> bool:
@@ -143,7 +150,10 @@ def describe_inputs(model: keras.Model, inputs: Any, batch_size: int | None) -> 
     tensors = keras.tree.flatten(structure)
     examples = [None] * len(tensors) if inputs is None else _flatten_arrays(inputs)
     if len(examples) != len(tensors):
-        raise ValueError(f"The model has {len(tensors)} inputs. Received {len(examples)} arrays.")
+        raise ValueError(
+            f"The model has {len(tensors)} inputs. Received {len(examples)} arrays; pass one array "
+            "[examples, ...] for each input, such as np.stack(examples)."
+        )
     keys = sorted(structure) if isinstance(structure, dict) else [t.name for t in tensors]
     names = tuple(
         f"input_{i}" if _AUTOMATIC_NAME.fullmatch(key) else key for i, key in enumerate(keys)
