@@ -27,10 +27,11 @@ def kernels(draw):
 
 
 @settings(max_examples=60, deadline=None)
-@given(kernels(), st.booleans())
-def test_rows_come_back_from_every_layout(rows, fast):
+@given(kernels(), st.booleans(), st.booleans())
+def test_rows_come_back_from_every_layout(rows, fast, shared):
     for array in (rows, rows.astype(np.float32) / 3):
-        stored = encode_rows(array, fast=fast)
+        stored = encode_rows(array, fast=fast, shared=shared)
+        assert stored.nbytes <= encode_rows(array, fast=fast).nbytes
         np.testing.assert_array_equal(decode_rows(stored), array)
         assert stored.nonzeros == np.count_nonzero(rows)
         assert stored.nbytes <= array.nbytes
@@ -47,6 +48,19 @@ def test_a_small_stream_by_hand():
     assert bits.table.tolist() == [-1, 5]
     # 40 rows of one kind follow 40 of the other, each with one weight in four.
     assert len(bits.stream) < 80
+
+
+def test_a_gap_and_a_code_share_a_byte_where_there_are_few_values():
+    rows = np.zeros((2, 300), np.int8)
+    rows[0, 3], rows[1, 0], rows[1, 9], rows[1, 10:14] = -127, 127, -127, 127
+    stored = encode_rows(rows, fast=True, shared=True)
+    # 127 zeros and no weight are 127; the code is in the high bit: 0 for -127, 1 for 127.
+    gaps = [3, 127, 127, 42 + 128, 8, *[0 + 128] * 4, 127, 127, 32]
+    assert stored.form == Form.SHARED and list(stored.stream) == gaps
+    assert stored.table.tolist() == [-127, 127] and (stored.gap_bits, stored.value_bits) == (7, 1)
+    many = np.arange(1, 41, dtype=np.int8)[None] * (np.arange(40) % 4 == 0)
+    assert encode_rows(np.repeat(many, 9, 0), fast=True, shared=True).form == Form.SHARED
+    assert encode_rows(np.arange(-60, 60, 2, dtype=np.int8)[None], shared=True).value_bits == 8
 
 
 def test_long_gaps_are_written_in_pieces_and_dense_rows_without_gaps():

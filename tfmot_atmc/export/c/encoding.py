@@ -18,6 +18,7 @@ __all__ = ["Form", "Rows", "decode_rows", "encode_rows"]
 _MOST_GAP_BITS = 16
 _BYTE = 8
 _MOST_CODES = 256
+_MOST_SHARED_BITS = 5
 
 
 class Form(enum.IntEnum):
@@ -26,6 +27,7 @@ class Form(enum.IntEnum):
     DENSE = 0
     BYTES = 1
     BITS = 2
+    SHARED = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Rows:
 
     Attributes:
         form: the layout: a code for every weight (DENSE), a byte for each gap and each code
-            (BYTES), or `gap_bits` and `value_bits` (BITS; 0 gap bits say that no weight is zero).
+            (BYTES), one byte for a gap and a code together, the code in its high bits (SHARED), or
+            `gap_bits` and `value_bits` (BITS; 0 gap bits say that no weight is zero).
         stream: the bytes.
         gap_bits: bits of a gap.
         value_bits: bits of a code; 0 where `table` holds one value for each weight, in order.
@@ -57,12 +60,13 @@ class Rows:
         return len(self.stream) + (0 if self.table is None else self.table.nbytes)
 
 
-def encode_rows(rows: np.ndarray, *, fast: bool = False) -> Rows:
+def encode_rows(rows: np.ndarray, *, fast: bool = False, shared: bool = False) -> Rows:
     """Stores the rows of a kernel in the fewest bytes.
 
     Args:
         rows: int8 or float32 array `[rows, columns]`.
         fast: whether to use whole bytes only, which are read faster.
+        shared: whether a gap and a code may share a byte, where a kernel has few values.
 
     Returns:
         The smallest of the layouts.
@@ -79,6 +83,8 @@ def encode_rows(rows: np.ndarray, *, fast: bool = False) -> Rows:
         found = _integer_layouts(flat, gaps, values, fast)
     else:
         found = _float_layouts(flat, gaps, values, fast)
+    if shared:
+        found += _shared_layouts(gaps, values)
     shape = (int(rows.shape[0]), int(rows.shape[1]))
     layouts = [Rows(*layout, shape=shape, nonzeros=positions.size) for layout in found]
     return min(layouts, key=lambda layout: (layout.nbytes, layout.form))
@@ -131,6 +137,17 @@ def _float_layouts(
                 bits = _width(table.size)
                 found.append((*_narrowest(gaps, indices, bits), bits, table))
     return found
+
+
+def _shared_layouts(gaps: np.ndarray, values: np.ndarray) -> list[_Layout]:
+    table, indices = np.unique(values, return_inverse=True)
+    bits = _width(table.size)
+    if not table.size or bits > _MOST_SHARED_BITS:
+        return []
+    fields, last = _escaped(gaps, _BYTE - bits)
+    fields[last[:-1]] |= indices << (_BYTE - bits)
+    stream = fields.astype(np.uint8).tobytes()
+    return [(Form.SHARED, stream, _BYTE - bits, bits, table)]
 
 
 def _width(count: int) -> int:
@@ -204,13 +221,15 @@ def decode_rows(rows: Rows) -> np.ndarray:
     position = -1
     while True:
         field = take(rows.gap_bits)
+        code = take(rows.value_bits) if rows.form == Form.SHARED else 0
         position += field
         if rows.gap_bits and field == most:
             continue
         position += 1
         if position >= total:
             return flat.reshape(rows.shape)
-        code = take(rows.value_bits)
+        if rows.form != Form.SHARED:
+            code = take(rows.value_bits)
         if rows.table is None:
             flat[position] = np.uint8(code).view(np.int8)
         else:

@@ -379,6 +379,6 @@ def _summary(layer: Layer) -> LayerSummary:
 
 
 def _form(rows: Rows) -> str:
-    if rows.form == Form.BITS:
+    if rows.form in (Form.BITS, Form.SHARED):
         return f"{rows.gap_bits}+{rows.value_bits} bits"
     return rows.form.name.lower()

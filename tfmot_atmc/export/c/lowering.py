@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfmot_atmc.export.c import fixed_point
-from tfmot_atmc.export.c.encoding import Form, encode_rows
+from tfmot_atmc.export.c.encoding import Form, Rows, encode_rows
 from tfmot_atmc.export.c.layout import View
 from tfmot_atmc.export.c.network import Operation, Tensor, UnsupportedError
 from tfmot_atmc.export.c.program import Call, Layer, Program
@@ -28,10 +28,13 @@ __all__ = ["lower"]
 _BLOCKS = (8, 4)
 # Outputs for which a weight is read once, from where packed bits cost little time (measured).
 _MANY_USES = 32
+_NEVER = 1 << 30
 # Of a softmax in int8: more exponentials may not fit in their sum.
 _MOST_CLASSES = 511
 # What the code that reads packed bits takes in flash (measured on Cortex-M4 and M0+).
 _READER_BYTES = 350
+# The same for gaps and codes that share bytes, beside another layout.
+_SHARED_READER_BYTES = 100
 
 
 def lower(plan: Plan, *, optimize: str = "balanced") -> Program:
@@ -41,7 +44,7 @@ def lower(plan: Plan, *, optimize: str = "balanced") -> Program:
         plan: what `plan_network` returned.
         optimize: `"speed"` stores weights in whole bytes, `"size"` in as few bits as it can, and
             `"balanced"` does the latter where a weight is used for many outputs, so that reading
-            it hardly counts.
+            it hardly counts, and where it saves more than half of the bytes.
 
     Returns:
         The `Program`.
@@ -49,16 +52,22 @@ def lower(plan: Plan, *, optimize: str = "balanced") -> Program:
     Raises:
         UnsupportedError: if a sum may not fit in 32 bits, or a kernel is too large.
     """
-    uses = {"speed": 1 << 30, "balanced": _MANY_USES, "size": 0}[optimize]
-    plain = _lower(plan, 1 << 30)
-    packed = _lower(plan, uses)
-    saved = sum(a.rows.nbytes - b.rows.nbytes for a, b in zip(plain.layers, packed.layers,
-                                                              strict=True))  # fmt: skip
-    return packed if saved > _READER_BYTES else plain
+    uses = {"speed": _NEVER, "balanced": _MANY_USES, "size": 0}[optimize]
+    ways = [(_NEVER, False), (uses, False), (_NEVER, True), (uses, True)]
+    return min((_lower(plan, *way) for way in ways), key=_weight_bytes)
 
 
-def _lower(plan: Plan, packed_from: int) -> Program:
-    lowering = _Lowering(Program(plan, [], [], {}), packed_from)
+def _weight_bytes(program: Program) -> int:
+    """Bytes of flash for weights, and for the code that reads more than one layout."""
+    forms = {layer.rows.form for layer in program.layers}
+    reader = _READER_BYTES if Form.BITS in forms else 0
+    if Form.SHARED in forms and len(forms) > 1:
+        reader += _SHARED_READER_BYTES
+    return reader + sum(layer.rows.nbytes for layer in program.layers)
+
+
+def _lower(plan: Plan, packed_from: int, shared: bool) -> Program:
+    lowering = _Lowering(Program(plan, [], [], {}), packed_from, shared)
     for step in plan.steps:
         if step.border is not None and step.border.is_padded:
             lowering.border(step)
@@ -76,8 +85,8 @@ def _elements(view: View) -> dict[str, int]:
 
 
 class _Lowering:
-    def __init__(self, program: Program, packed_from: int) -> None:
-        self.program, self._packed_from = program, packed_from
+    def __init__(self, program: Program, packed_from: int, shared: bool) -> None:
+        self.program, self._packed_from, self._shared = program, packed_from, shared
         self._integer = program.network.is_integer
 
     def _call(self, function: str, kind: str, fields: dict[str, Any], *arguments: Any) -> None:
@@ -109,10 +118,19 @@ class _Lowering:
         biases = np.zeros(len(rows), dtype) if bias is None else np.asarray(bias, dtype)
         if not self._integer and not np.isfinite(rows).all():
             raise UnsupportedError("The model has weights that are not finite.")
-        encoded = encode_rows(rows, fast=positions < self._packed_from)
+        encoded = self._encode(rows, positions)
         done = encoded.nonzeros if encoded.form != Form.DENSE or kind != "dense" else rows.size
         self.program.layers.append(Layer(kind, encoded, biases, done * positions, dense))
         return len(self.program.layers) - 1, biases
+
+    def _encode(self, rows: np.ndarray, positions: int) -> Rows:
+        packed = encode_rows(rows, shared=self._shared)
+        if positions >= self._packed_from:
+            return packed
+        whole = encode_rows(rows, fast=True, shared=self._shared)
+        # Where bits save most of the bytes, as those of binary weights do, they are worth the time.
+        worth = self._packed_from < _NEVER and 2 * packed.nbytes < whole.nbytes
+        return packed if worth else whole
 
     def dense(self, step: Step) -> None:
         operation, view = _operation(step), step.reads[0]

@@ -33,12 +33,13 @@ def macro_text(program: Program, bytes_in: ByteInput | None, extent: str, bias: 
     calls = program.calls
     pools = {(c.fields["pool_rows"], c.fields["pool_pixels"]) for c in calls
              if "pool_rows" in c.fields}  # fmt: skip
-    bits, whole = Form.BITS in forms, bool(forms & {Form.BYTES, Form.DENSE})
+    bits, whole = Form.BITS in forms, bool(forms - {Form.BITS})
     flags = {
         "IS_INTEGER": integer,
         "HAS_BITS": bits,
         "HAS_BOTH_FORMS": bits and whole,
         "HAS_BYTES": Form.BYTES in forms,
+        "HAS_SHARED": Form.SHARED in forms,
         "HAS_DENSE_FORM": Form.DENSE in forms,
         "HAS_VALUES": any(row.value_bits == 0 for row in rows),
         "HAS_ZERO_CODES": any(row.gap_bits == 0 for row in rows),
@@ -52,7 +53,8 @@ def macro_text(program: Program, bytes_in: ByteInput | None, extent: str, bias: 
         f"#define BLOCK {program.block}",
         *(f"#define {key} {size}" for key, size in wide_sizes(program).items()),
         f"#define IS_BITS(w) {'((w).form == 2)' if bits and whole else int(bits)}",
-        f"#define IS_BYTES(w) {'((w).form == 1)' if bits or Form.DENSE in forms else '1'}",
+        f"#define IS_BYTES(w) {_form_test(Form.BYTES, forms)}",
+        f"#define IS_SHARED(w) {_form_test(Form.SHARED, forms)}",
         f"#define CODE(w, c) {_code_macro(program)}",
     ]
     if integer:
@@ -74,6 +76,10 @@ def macro_text(program: Program, bytes_in: ByteInput | None, extent: str, bias: 
         f"typedef {bias} bias;",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _form_test(form: Form, forms: set[Form]) -> str:
+    return f"((w).form == {int(form)})" if forms - {form} else "1"
 
 
 def _code_macro(program: Program) -> str:

@@ -24,7 +24,7 @@ class LayerSummary:
         shape: rows (outputs or filters) and columns (weights of each).
         nonzeros: weights that are not zero.
         form: how they are stored: `"dense"`, `"bytes"` (a byte for each gap and value) or
-            `"bits"`, with the bits of a gap and of a value.
+            the bits of a gap and of a value, such as `"4+8 bits"`.
         nbytes: bytes of the weights in flash, a table of values included.
         operations: multiplications for one example.
         dense_operations: those that a dense kernel would do.

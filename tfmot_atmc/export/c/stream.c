@@ -10,6 +10,9 @@ typedef struct {
 #if HAS_VALUES
     const weight *value;
 #endif
+#if HAS_SHARED
+    uint32_t code; /* what came in the byte of the last gap */
+#endif
 #if HAS_BITS
     uint32_t ahead, held; /* bits that were read ahead, and how many */
 #endif
@@ -48,6 +51,19 @@ static inline void skip(reader *r, const weights w, const int packed) {
         return;
     }
 #endif
+#if HAS_SHARED
+    if (IS_SHARED(w)) {
+        const uint32_t most = (1u << w.gap_bits) - 1u;
+        uint32_t gap;
+        do {
+            const uint32_t both = *r->next++;
+            gap = both & most;
+            r->code = both >> w.gap_bits;
+            r->position += gap;
+        } while (gap == most);
+        return;
+    }
+#endif
 #if HAS_BYTES
     if (IS_BYTES(w)) {
         uint32_t gap;
@@ -69,6 +85,9 @@ static inline reader start(const weights w) {
 #if HAS_BITS
     r.ahead = r.held = 0;
 #endif
+#if HAS_SHARED
+    r.code = 0;
+#endif
     skip(&r, w, IS_BITS(w));
     return r;
 }
@@ -85,6 +104,11 @@ static inline weight next_weight(reader *r, const weights w, const int packed) {
 #if HAS_BITS
     if (packed) {
         v = CODE(w, take(r, w.value_bits));
+    } else
+#endif
+#if HAS_SHARED
+    if (IS_SHARED(w)) {
+        v = CODE(w, r->code);
     } else
 #endif
     {
