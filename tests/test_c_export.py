@@ -50,8 +50,8 @@ def converted(monkeypatch):
     found = []
     plain = exporter.convert
 
-    def convert(*arguments):
-        found.append(plain(*arguments))
+    def convert(*arguments, **options):
+        found.append(plain(*arguments, **options))
         return found[-1]
 
     monkeypatch.setattr(exporter, "convert", convert)
@@ -74,6 +74,7 @@ def check_exactness(model, examples, folder, found, *, flags=(), **options):
         np.testing.assert_array_equal(wide.codes(codes), expected)
     micro = c_code.run_tflm(found[-1], codes.reshape(-1, *network.input.shape[1:]))
     np.testing.assert_array_equal(micro, expected)
+    options.pop("per_channel", None)
     export_c(model, path, values="float32", inputs=examples, **LOOSE, **options)
     floats = run_network(read_network(found[-1]), examples)
     outputs = c_code.run_sanitized(path, examples, np.float32, flags)
@@ -136,6 +137,30 @@ def test_every_operator_at_once(tmp_path, converted):
     check_exactness(model, examples, tmp_path, converted)
     kinds = {operation.kind for operation in read_network(converted[0]).operations}
     assert {"add", "concat", "pad", "mean", "softmax", "depthwise", "multiply_constant"} <= kinds
+
+
+@c_code.needs_compiler
+def test_channels_with_scales_of_their_own_are_more_exact(tmp_path, converted):
+    keras.utils.set_random_seed(5)
+    rng = np.random.default_rng(0)
+    model = sequence((9, 10, 4), layers.DepthwiseConv2D(3, padding="same"), layers.ReLU(),
+                     layers.Conv2D(12, 3), layers.MaxPooling2D(2), layers.Flatten(),
+                     layers.Dense(5))  # fmt: skip
+    examples = rng.random((60, 9, 10, 4)).astype(np.float32)
+    check_exactness(model, examples[:20], tmp_path, converted, per_channel=True)
+    # One filter of one large weight, and others of many small ones.
+    model = sequence((9, 10, 4), layers.Conv2D(12, 3), layers.Flatten())
+    kernel = rng.normal(0.02, 0.01, (3, 3, 4, 12))
+    kernel[..., 0] = 0.0
+    kernel[1, 1, 0, 0] = 1.0
+    model.layers[0].kernel.assign(kernel)
+    given = {"representative": examples, **LOOSE}
+    each = export_c(model, tmp_path / "m.c", per_channel=True, **given)
+    common = export_c(model, tmp_path / "m.c", **given)
+    assert each.max_difference < 0.5 * common.max_difference
+    assert each.table_bytes - common.table_bytes == 12 * 5
+    with pytest.raises(ValueError, match="is for values='full_int8'"):
+        export_c(model, tmp_path / "m.c", values="float32", per_channel=True)
 
 
 @c_code.needs_compiler

@@ -148,12 +148,15 @@ def _weighted(d, name, kind, shape, kernel, out, fields):
     kernel = np.maximum(kernel, -127) * (d.rng.random(kernel.shape) < 0.5)
     scale, own = d.scale(high=4.0), d.scale(high=4.0)
     count = out[-1]
+    # One scale for all channels, or one for each.
+    owns = own * 2.0 ** d.rng.uniform(-4.0, 0.0, count) if d.rng.random() < 0.5 else own
+    owns = np.float32(owns)
     bias = d.rng.integers(-20000, 20000, count).astype(np.int32)
     axis = 3 if name == "DEPTHWISE_CONV_2D" else 0
     inputs = [
         Int8((1, *shape), scale, d.zero()),
-        Int8(kernel.shape, own, 0, kernel.astype(np.int8), axis),
-        Int8((count,), float(np.float32(scale) * np.float32(own)), 0, bias),
+        Int8(kernel.shape, owns, 0, kernel.astype(np.int8), axis),
+        Int8((count,), np.float32(scale) * owns, 0, bias),
     ]
     output = Int8((1, *out), d.scale(scale * own, -1.0, 18.0), d.zero())
     data = one_operator(name, (kind, {**fields, **d.activation()}), inputs, output)

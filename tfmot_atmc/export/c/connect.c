@@ -46,7 +46,7 @@ static void connect(const connection *layer, const element *x, element *y) {
 #endif
                 a += v * CENTERED(x[p], zero);
             }
-            y[o * layer->y_plane] = finish(a, q);
+            y[o * layer->y_plane] = finish(a, scale_of(q, o));
             continue;
         }
 #endif
@@ -58,6 +58,6 @@ static void connect(const connection *layer, const element *x, element *y) {
         {
             a += connect_row(&r, w, x, columns, zero, HAS_BITS);
         }
-        y[o * layer->y_plane] = finish(a, q);
+        y[o * layer->y_plane] = finish(a, scale_of(q, o));
     }
 }

@@ -220,7 +220,7 @@ class _Writer:
             elif key == "add":
                 text = "&" + self._struct("addition", value)
             elif isinstance(value, dict):
-                inner = (f".{k} = {number_text(v)}" for k, v in value.items() if k != "wide")
+                inner = (self._fields({k: v})[0] for k, v in value.items() if k != "wide")
                 text = "{" + ", ".join(inner) + "}"
             else:
                 text = value if isinstance(value, str) else number_text(value)

@@ -63,6 +63,7 @@ def export_c(
     representative: Any = None,
     inputs: Any = None,
     pixel_max: float | None = None,
+    per_channel: bool = False,
     name: str = "model",
     optimize: str = "balanced",
     slim: bool | None = None,
@@ -101,6 +102,9 @@ def export_c(
         pixel_max: what the byte 255 means to the Keras model, such as 1.0 or 255.0, where the C
             function shall take bytes. By default 255 for a model that begins with a `Rescaling` of
             such numbers, and no bytes otherwise. Examples are rounded to bytes then.
+        per_channel: whether each output channel of a kernel has its own scale, which is more exact
+            where channels differ much, as those of depthwise convolutions do. It takes 5 bytes of
+            flash a channel, and codebooks then take no less flash than other values.
         name: prefix of the C names: the function is called `{name}_invoke`.
         optimize: `"speed"`, `"size"`, or `"balanced"`, which packs weights into fewer bits where
             that costs little time.
@@ -138,7 +142,7 @@ def export_c(
     header = check_path(target.with_suffix(".h"), ".h", overwrite)
     _check_model(check_model(model), target)
     _check_options(values, name, optimize, cpu, pixel_max, tolerance, min_agreement)
-    _check_representative(values, representative)
+    _check_representative(values, representative, per_channel)
     limits = _limit(max_flash), _limit(max_ram)
     spec = describe_inputs(model, representative if inputs is None else inputs, 1)
     _check_single(spec.names)
@@ -149,7 +153,8 @@ def export_c(
     slimmed, slimming = _slimmed(inner, slim)
     if samples is not None and given is not None:
         samples = [given.rescale(sample) for sample in samples]
-    data = convert(slimmed, describe_inputs(slimmed, arrays, 1), samples)
+    spec = describe_inputs(slimmed, arrays, 1)
+    data = convert(slimmed, spec, samples, per_channel=per_channel)
     plan = plan_network(read_network(data), convert_input=given is not None)
     program = lower(plan, optimize=optimize)
     source = emit(program, name, _digest(data), header=header.name, bytes_in=given)
@@ -257,7 +262,9 @@ def _check_single(names: tuple[str, ...]) -> None:
         )
 
 
-def _check_representative(values: str, representative: Any) -> None:
+def _check_representative(values: str, representative: Any, per_channel: bool) -> None:
+    if per_channel and values != "full_int8":
+        raise ValueError("`per_channel` is for values='full_int8': floats have no scales.")
     if values == "full_int8" and representative is None:
         raise ValueError(
             "values='full_int8' computes in 8 bits and must know the range of every activation; "

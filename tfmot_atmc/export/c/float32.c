@@ -7,6 +7,8 @@ typedef struct {
     float lowest, highest;
 } scaling;
 
+#define scale_of(q, channel) (q)
+
 static inline element finish(sum v, const scaling q) {
     if (v < q.lowest) v = q.lowest;
     if (v > q.highest) v = q.highest;

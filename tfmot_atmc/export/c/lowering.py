@@ -90,6 +90,10 @@ class _Lowering:
         self._integer = program.network.is_integer
 
     def _call(self, function: str, kind: str, fields: dict[str, Any], *arguments: Any) -> None:
+        scale = fields.get("scale", {})
+        tables = {k: self._table(v) for k, v in scale.items() if isinstance(v, np.ndarray)}
+        if tables:
+            fields = {**fields, "scale": {**scale, **tables}}
         self.program.calls.append(Call(function, kind, fields, arguments))
 
     def _table(self, values: np.ndarray) -> str:

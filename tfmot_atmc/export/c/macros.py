@@ -29,7 +29,8 @@ def macro_text(program: Program, bytes_in: ByteInput | None, extent: str, bias: 
     integer = program.network.is_integer
     rows = [layer.rows for layer in program.layers]
     forms = {row.form for row in rows}
-    scales = [s for c in program.calls for s in _scales(c.fields)]
+    scales = [each for c in program.calls for s in _scales(c.fields)
+              for each in _of_channels(s, program.tables)]  # fmt: skip
     calls = program.calls
     pools = {(c.fields["pool_rows"], c.fields["pool_pixels"]) for c in calls
              if "pool_rows" in c.fields}  # fmt: skip
@@ -46,6 +47,7 @@ def macro_text(program: Program, bytes_in: ByteInput | None, extent: str, bias: 
         "HAS_POOL_OF_2": (2, 2) in pools,
         "HAS_OTHER_POOL": bool(pools - {(1, 1), (2, 2)}),
         "HAS_FUSED_ADD": any("add" in c.fields for c in calls),
+        "HAS_CHANNEL_SCALES": any("shifts" in scale for scale in scales),
         "HAS_DEPTHWISE": any(c.fields.get("shared") for c in calls),
     }
     lines = [f"#define {key} {int(value)}" for key, value in flags.items()]
@@ -167,6 +169,14 @@ def named_fields(fields: dict[str, Any]) -> list[tuple[str, Any]]:
 def _scales(fields: dict[str, Any]) -> list[dict[str, Any]]:
     found = [fields["scale"]] if "scale" in fields else []
     return found + (_scales(fields["add"]) if "add" in fields else [])
+
+
+def _of_channels(scale: dict[str, Any], tables: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """A scale for each shift that the channels of a layer have."""
+    if "shifts" not in scale:
+        return [scale]
+    shifts = np.unique(tables[scale["shifts"]]).tolist()
+    return [{**scale, "left": max(shift, 0), "right": max(-shift, 0)} for shift in shifts]
 
 
 def number_text(value: Any) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from tfmot_atmc.export.c import fixed_point
 from tfmot_atmc.export.c.network import Network, Operation, Tensor
+from tfmot_atmc.export.c.scales import weight_factors
 
 __all__ = ["function_table", "run_network"]
 
@@ -40,6 +41,14 @@ def _wide(x: np.ndarray) -> np.ndarray:
 def _finish(
     operation: Operation, sums: np.ndarray, factor: float, multiplier: tuple[int, int] | None = None
 ) -> np.ndarray:
+    one = multiplier or fixed_point.quantize_multiplier(factor)
+    return _finish_each(operation, sums, [one])
+
+
+def _finish_each(
+    operation: Operation, sums: np.ndarray, factors: list[tuple[int, int]]
+) -> np.ndarray:
+    """Turns sums into elements by one factor, or by one for each channel."""
     output = operation.output
     if output.dtype != np.int8:
         if operation.activation == "none":
@@ -47,7 +56,13 @@ def _finish(
         lowest = -1.0 if operation.activation == "relu_n1_to_1" else 0.0
         highest = {"relu6": 6.0, "relu_n1_to_1": 1.0}.get(operation.activation, np.inf)
         return np.clip(sums, lowest, highest)
-    scaled = fixed_point.multiply(sums, *(multiplier or fixed_point.quantize_multiplier(factor)))
+    if len(factors) == 1:
+        scaled = fixed_point.multiply(sums, *factors[0])
+    else:
+        parts = np.moveaxis(sums, -1, 0)
+        scaled = np.stack(
+            [fixed_point.multiply(part, *f) for part, f in zip(parts, factors, strict=True)], -1
+        )
     lowest, highest = fixed_point.clamp_range(
         operation.activation, float(output.scale[0]), output.zero_point
     )
@@ -64,11 +79,8 @@ def _windows(operation: Operation, x: np.ndarray, fill: float) -> np.ndarray:
     return np.moveaxis(seen[:, ::rows, ::columns][:, :height, :width], 3, -1)
 
 
-def _factor(operation: Operation) -> float:
-    source, kernel = operation.inputs[:2]
-    if operation.output.dtype != np.int8:
-        return 1.0
-    return float(source.scale[0]) * float(kernel.scale[0]) / float(operation.output.scale[0])
+def _factors(operation: Operation) -> list[tuple[int, int]]:
+    return weight_factors(operation) if operation.output.dtype == np.int8 else []
 
 
 def _parameters(operation: Operation) -> tuple[np.ndarray, np.ndarray]:
@@ -86,7 +98,7 @@ def _conv(operation: Operation, x: np.ndarray) -> np.ndarray:
         sums = (repeated * kernel[0]).sum((3, 4))
     else:
         sums = np.tensordot(seen, kernel, ((3, 4, 5), (1, 2, 3)))
-    return _finish(operation, _with_bias(sums, bias), _factor(operation))
+    return _finish_each(operation, _with_bias(sums, bias), _factors(operation))
 
 
 def _with_bias(sums: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -96,7 +108,7 @@ def _with_bias(sums: np.ndarray, bias: np.ndarray) -> np.ndarray:
 def _dense(operation: Operation, x: np.ndarray) -> np.ndarray:
     kernel, bias = _parameters(operation)
     flat = (_wide(x) - operation.inputs[0].zero_point).reshape(-1, kernel.shape[1])
-    return _finish(operation, _with_bias(flat @ kernel.T, bias), _factor(operation))
+    return _finish_each(operation, _with_bias(flat @ kernel.T, bias), _factors(operation))
 
 
 def _max_pool(operation: Operation, x: np.ndarray) -> np.ndarray:

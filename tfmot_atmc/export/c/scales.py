@@ -10,7 +10,14 @@ import numpy as np
 from tfmot_atmc.export.c import fixed_point
 from tfmot_atmc.export.c.network import Operation, Tensor, UnsupportedError
 
-__all__ = ["addition_fields", "clamp", "constant_fields", "scaling_fields", "weighted_fields"]
+__all__ = [
+    "addition_fields",
+    "clamp",
+    "constant_fields",
+    "scaling_fields",
+    "weight_factors",
+    "weighted_fields",
+]
 
 _MOST_SUM = (1 << 31) - 1
 _FLOAT_MAX = 3.4028234663852886e38
@@ -66,18 +73,32 @@ def scaling_fields(
 
 
 def weighted_fields(operation: Operation, rows: np.ndarray, biases: np.ndarray) -> dict[str, Any]:
-    """Returns how the sums of a layer with weights become elements."""
+    """Returns how the sums of a layer with weights become elements.
+
+    Where each channel has a scale, `multipliers` and `shifts` are arrays.
+    """
     source, kernel = operation.inputs[:2]
     if not _is_integer(source):
         return scaling_fields((0, 0), operation.activation, operation.output, 0)
-    if kernel.scale.size != 1:
-        raise UnsupportedError("Weights with a scale for each channel have no kernel.")
-    product = float(source.scale[0]) * float(kernel.scale[0])
-    factor = fixed_point.quantize_multiplier(product / float(operation.output.scale[0]))
     largest = np.abs(rows.astype(np.int64)).sum(1) * 256 + np.abs(biases.astype(np.int64))
-    return scaling_fields(
-        factor, operation.activation, operation.output, int(largest.max(initial=0))
-    )
+    if kernel.scale.size == 1:
+        largest = largest.max(initial=0, keepdims=True)
+    found = []
+    factors = weight_factors(operation)
+    for factor, most in zip(factors, largest.tolist(), strict=True):
+        found.append(scaling_fields(factor, operation.activation, operation.output, most))
+    if len(found) == 1:
+        return found[0]
+    multipliers, shifts = (np.array(values) for values in zip(*factors, strict=True))
+    tables = {"multipliers": multipliers.astype(np.int32), "shifts": shifts.astype(np.int8)}
+    return {**found[0], "wide": any(each["wide"] for each in found), **tables}
+
+
+def weight_factors(operation: Operation) -> list[tuple[int, int]]:
+    """Returns the multiplier and the shift of a layer's sums: one, or one for each channel."""
+    source, kernel = operation.inputs[:2]
+    taken, given = float(source.scale[0]), float(operation.output.scale[0])
+    return [fixed_point.quantize_multiplier(taken * float(scale) / given) for scale in kernel.scale]
 
 
 def addition_fields(add: Operation, a: Tensor, b: Tensor) -> tuple[dict[str, Any], bool]:

@@ -79,9 +79,8 @@ static inline void wide_sums(
 }
 
 /* One row of outputs. */
-static inline void wide_row(
-    const convolution *layer, const sum *a, const element *z, element *y, int width) {
-    const scaling q = layer->scale;
+static inline void wide_row(const convolution *layer, const scaling q, const sum *a,
+                            const element *z, element *y, int width) {
 #if HAS_POOL_OF_2
     if (layer->pool_rows == 2) {
         const sum *b = a + width;
@@ -130,8 +129,8 @@ static int wide_convolve(
 #if HAS_FUSED_ADD
             if (layer->add) other = z + filter * layer->add->b_plane + row * layer->add->b_row;
 #endif
-            wide_row(layer, wide_plane + row * pool * width, other,
-                     y + filter * layer->y_plane + row * layer->y_row, width);
+            wide_row(layer, scale_of(layer->scale, filter), wide_plane + row * pool * width,
+                     other, y + filter * layer->y_plane + row * layer->y_row, width);
         }
     }
     return 1;

@@ -258,6 +258,7 @@ def convert(
     spec: InputSpec,
     samples: Sequence[np.ndarray] | None = None,
     types: tuple[str, str] = ("float32", "float32"),
+    per_channel: bool = False,
 ) -> bytes:
     """Converts a model with the stock converter, without optimizations.
 
@@ -267,6 +268,7 @@ def convert(
         samples: examples, one array per input, to convert to a full-integer model with one scale
             per weight; None for a float32 model.
         types: types of the inputs and of the outputs of a full-integer model.
+        per_channel: whether each output channel of a weight has its own scale in such a model.
 
     Returns:
         Content of a dense .tflite file with the signature
@@ -298,6 +300,8 @@ def convert(
         if samples is not None:
             _refuse_loops(model.name, frozen)
             _quantize_all(converter, spec, samples)
+            # A scale for each filter may cost more than a sparse filter has.
+            converter._experimental_disable_per_channel = not per_channel
             converter.inference_input_type = tf.dtypes.as_dtype(types[0])
             converter.inference_output_type = tf.dtypes.as_dtype(types[1])
         try:
@@ -335,8 +339,6 @@ def _quantize_all(
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = batches
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    # A scale for each filter would cost more than a sparse filter has.
-    converter._experimental_disable_per_channel = True
 
 
 def _name_signature(
