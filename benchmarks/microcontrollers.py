@@ -15,11 +15,10 @@ is installed.
 The second command exports the reference models that fit in `--max_flash` and `--max_ram`, runs them
 on the emulated board with 256 KB of flash and 16 KB of RAM, and attacks the very C code. It needs
 arm-none-eabi-gcc, qemu-system-arm and make. Further networks for MNIST are given as
-`--keras name=file.keras`, attacked at radius `--epsilon`; the training through the slope is that of
-`python benchmarks/frontier.py --train al0-through --work W`:
+`--keras name=file.keras`, attacked at radius `--epsilon`:
 
     python benchmarks/microcontrollers.py --robust --images 200 --autoattack \
-        --keras al0-through-0.01=W/al0-through-0/plain.keras --out robust.json
+        --keras mine=mine.keras --out robust.json
 """
 
 from __future__ import annotations
@@ -46,11 +45,14 @@ sys.path.insert(0, ROOT)
 from benchmarks.common import show  # noqa: E402
 from tests.c_code import integer_ends  # noqa: E402
 from tfmot_atmc import attacks, datasets, evaluate_robustness, models  # noqa: E402
+from tfmot_atmc.compression.deploy import deploy  # noqa: E402
+from tfmot_atmc.compression.model import CompressedModel  # noqa: E402
 from tfmot_atmc.export import CModel, TooLargeError, export_c  # noqa: E402
 from tfmot_atmc.export.c import measure_footprint, write_board, write_images  # noqa: E402
 from tfmot_atmc.export.c.compiled import find_compiler  # noqa: E402
 from tfmot_atmc.export.tflite.conversion import convert, describe_inputs  # noqa: E402
 from tfmot_atmc.export.tflite.interpreter import TFLiteModel  # noqa: E402
+from tfmot_atmc.recipes.pipeline import load_keras  # noqa: E402
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("densities", ["0.1", "0.05", "0.01"], "Of the random ResNet-8.")
@@ -227,7 +229,10 @@ def _candidates() -> Iterator[tuple[str, keras.Model, float]]:
     """Names, networks and radii: those of the files, and the reference models."""
     for given in FLAGS.keras:
         name, _, path = given.partition("=")
-        yield name, keras.saving.load_model(path), FLAGS.epsilon
+        model = load_keras(path)
+        if isinstance(model, CompressedModel):
+            model = deploy(model, optimize="size").model
+        yield name, model, FLAGS.epsilon
     for name in models.references.names():
         yield name, models.references.load(name), float(models.references.card(name)["epsilon"])
 

@@ -151,8 +151,7 @@ def export_c(
     arrays = _examples(comparison_examples(spec, inputs, samples), given, inputs, samples)
     expected = predict(model, spec, arrays)
     slimmed, slimming = _slimmed(inner, slim)
-    if samples is not None and given is not None:
-        samples = [given.rescale(sample) for sample in samples]
+    samples = _rescaled(samples, given)
     spec = describe_inputs(slimmed, arrays, 1)
     data = convert(slimmed, spec, samples, per_channel=per_channel)
     plan = plan_network(read_network(data), convert_input=given is not None)
@@ -207,6 +206,13 @@ def _slimmed(model: keras.Model, slim: bool | None) -> tuple[keras.Model, Slimmi
     slimmed = slim_model(model)
     report = compare_models(model, slimmed)
     return slimmed, report if report.parameters[0] != report.parameters[1] else None
+
+
+def _rescaled(samples: list[np.ndarray] | None, given: ByteInput | None) -> list[np.ndarray] | None:
+    """Examples as the layers after the reading of bytes take them."""
+    if samples is None or given is None:
+        return samples
+    return [given.rescale(sample) for sample in samples]
 
 
 def _digest(data: bytes) -> str:

@@ -91,9 +91,8 @@ class _Lowering:
 
     def _call(self, function: str, kind: str, fields: dict[str, Any], *arguments: Any) -> None:
         scale = fields.get("scale", {})
-        tables = {k: self._table(v) for k, v in scale.items() if isinstance(v, np.ndarray)}
-        if tables:
-            fields = {**fields, "scale": {**scale, **tables}}
+        for key in [k for k, v in scale.items() if isinstance(v, np.ndarray)]:
+            scale[key] = self._table(scale[key])
         self.program.calls.append(Call(function, kind, fields, arguments))
 
     def _table(self, values: np.ndarray) -> str:
@@ -183,9 +182,8 @@ class _Lowering:
         rows = np.ascontiguousarray(kernel.transpose(0, 3, 1, 2).reshape(filters, -1))
         out_height, out_width, _ = operation.output.extents
         positions = out_height * out_width
-        number, biases = self._layer(
-            step.kind, rows, operation, positions, _weights(kernel, operation) * positions
-        )
+        dense = _weights(kernel, operation) * positions
+        number, biases = self._layer(step.kind, rows, operation, positions, dense)
         top, _, left, _ = operation.padding
         plane, row, _ = view.steps
         pool = step.pool
