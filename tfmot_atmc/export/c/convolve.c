@@ -27,14 +27,14 @@ static void convolve(
 #if HAS_FUSED_ADD
             if (layer->add) {
                 const addition *add = layer->add;
-                finish_row(layer, filter, strip, (element *)strip, width);
+                finish_row(layer, strip, (element *)strip, width CHANNEL(filter));
                 const element *own = (const element *)strip;
                 const element *other = z + filter * add->b_plane + row * add->b_row;
                 add_row(add, SWAPPED(add) ? other : own, SWAPPED(add) ? own : other, to, width);
                 continue;
             }
 #endif
-            finish_row(layer, filter, strip, to, width);
+            finish_row(layer, strip, to, width CHANNEL(filter));
         }
     }
     (void)z;

@@ -70,9 +70,8 @@ static const tap *decode(reader *r, const convolution *layer, sum *start) {
 
 /* Turns sums into elements, the largest of each pool where there is one. */
 static void finish_row(
-    const convolution *layer, int filter, const sum *a, element *y, int width) {
+    const convolution *layer, const sum *a, element *y, int width CHANNEL(int filter)) {
     const scaling q = scale_of(layer->scale, filter);
-    (void)filter;
 #if HAS_POOL_OF_2
     if (layer->pool_rows == 2 && layer->pool_pixels == 2) {
         const sum *b = a + width;

@@ -14,6 +14,7 @@ typedef struct {
 } scaling;
 
 #if HAS_CHANNEL_SCALES
+#define CHANNEL(argument) , argument
 static inline scaling scale_of(scaling q, int channel) {
     if (q.multipliers) {
         const int shift = q.shifts[channel];
@@ -24,6 +25,7 @@ static inline scaling scale_of(scaling q, int channel) {
     return q;
 }
 #else
+#define CHANNEL(argument)
 #define scale_of(q, channel) (q)
 #endif
 
