@@ -99,6 +99,7 @@ static inline void wide_row(const convolution *layer, const scaling q, const sum
 #endif
         wide_store(y + i, v, width - i);
     }
+    (void)layer;
     (void)z;
 }
 
