@@ -55,6 +55,7 @@ def test_of_several_labels_all_must_be_right_and_each_is_counted():
     results = report.labels.values()
     assert all(found.robust >= n for found, n in zip(results, held.sum(axis=0), strict=True))
     assert "all labels right" in str(report) and "Weakest label" in str(report)
+    assert "with all of them right" in report.warnings[0] and len(report.warnings) == 1
 
 
 def test_the_loss_of_numbers_under_attack_is_near_the_largest_of_the_ball():

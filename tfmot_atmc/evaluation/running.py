@@ -286,6 +286,12 @@ class Evaluation:
             checks |= {} if said is None else {"stronger attacks agree": said}
         if goal.kind == "classes":
             checks |= self._checks_of_classes()
+        elif goal.kind == "labels":
+            right = [found.clean / found.n for found in self._counts["by_label"].values()]
+            checks["one class an example"] = (
+                f"Each example has {len(right)} labels: an accuracy here is the share of examples "
+                f"with all of them right. Each by itself, {np.mean(right):.1%} are on clean inputs."
+            )
         if self._counts["not_finite"]:
             checks["outputs are finite"] = (
                 f"{victim.name} returned NaN or infinity for {self._counts['not_finite']} inputs, "
