@@ -8,6 +8,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 import tfmot_atmc as atmc
 from tfmot_atmc.export import list_operators, read_notes
+from tfmot_atmc.export.tflite.calibration import other_range
 from tfmot_atmc.export.tflite.notes import short_names
 
 LAYERS = keras.layers
@@ -135,3 +136,20 @@ def test_a_model_that_takes_bytes_is_trained_under_attack():
     assert plain.inputs[0].dtype == "float32" and plain.inputs[0].name == "camera"
     np.testing.assert_allclose(plain(x.astype("float32")), plain(x), rtol=1e-6)
     assert model.inputs[0].dtype == "uint8"
+
+
+@pytest.mark.parametrize("kind", ["batch", "adapted"])
+def test_calibration_images_in_other_units_than_those_of_training_are_told(kind):
+    x = np.random.default_rng(0).random((32, 6, 6, 1), dtype="float32")
+    norm = LAYERS.BatchNormalization(momentum=0.0) if kind == "batch" else LAYERS.Normalization()
+    model = keras.Sequential([keras.Input((6, 6, 1)), norm, LAYERS.Conv2D(2, 3)])
+    if kind == "batch":
+        assert other_range(model, [255 * x]) == ()  # it has seen nothing yet
+        model(x, training=True)
+    else:
+        norm.adapt(x)
+    assert other_range(model, [x]) == other_range(model, [2 * x]) == ()
+    for factor, told in ((255, "times as much"), (1 / 255, "divided by 255")):
+        (text,) = other_range(model, [factor * x])
+        assert norm.name in text and told in text and "\n" not in text
+    assert other_range(model, [255 * x[:4]]) == ()  # too few to say

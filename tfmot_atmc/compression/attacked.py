@@ -166,9 +166,11 @@ def with_float_inputs(model: keras.Model) -> keras.Model:
         kept = not isinstance(layer, keras.layers.Layer)  # an operation keeps nothing
         return layer if kept else copy_layer(layer, layer.get_config())
 
+    # A sequential model that was never called has inputs, but no `input`.
+    structure = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
     copy = keras.models.clone_model(
         model,
-        input_tensors=keras.tree.pack_sequence_as(model.input, tensors),
+        input_tensors=keras.tree.pack_sequence_as(structure, tensors),
         clone_function=again,
     )
     copy_state(model, copy)

@@ -153,6 +153,6 @@ def _layer_bars(axes: Any, compression: dict[str, Any]) -> None:
             )
     axes.set_xticks(places, names, rotation=0 if few else 90, fontsize=9 if few else 7)
     axes.set(ylabel="% of dense", title="Nonzeros in each layer, by factor")
-    axes.margins(y=0.12)
+    axes.set_ylim(0, 1.15 * max(float(bottom.max(initial=0.0)), 1e-9))  # room for the counts
     axes.legend(ncols=4, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

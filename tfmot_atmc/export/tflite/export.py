@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from tfmot_atmc.export.tflite import cleaning, flatbuffer, interpreter, notes, rewrite
+from tfmot_atmc.export.tflite.calibration import other_range
 from tfmot_atmc.export.tflite.checks import (
     calibration_samples,
     check_agreement,
@@ -182,12 +183,23 @@ def export_tflite(
             tensors=tuple(t for t in summarise_tensors(data, found) if len(t.shape) > 1),
             examples=len(arrays[0]),
             slimming=slimming,
-            warnings=warn_of_dead_layers(model, arrays, expected),
+            warnings=_doubts(model, arrays, expected, samples),
             **gate,
             **latency,
         )
         _check_size(report, limit)
     return report
+
+
+def _doubts(
+    model: keras.Model,
+    arrays: Sequence[np.ndarray],
+    expected: Sequence[np.ndarray],
+    samples: Sequence[np.ndarray] | None,
+) -> tuple[str, ...]:
+    """Returns what makes the figures of a report say little."""
+    found = warn_of_dead_layers(model, arrays, expected)
+    return found if samples is None else found + other_range(model, samples)
 
 
 def _slimmed(model: keras.Model, slim: bool | None) -> tuple[keras.Model, SlimmingReport | None]:
