@@ -89,7 +89,12 @@ def _check_end(data: tf.data.Dataset) -> None:
             f"`repeat()`, or {way_out}."
         )
     examples, start = 0, time.monotonic()
-    for element in data:
+    elements = iter(data)
+    while True:
+        try:
+            element = next(elements)
+        except (StopIteration, tf.errors.OpError):
+            return  # a fault of the data is met again, after what comes before it
         leaves = tf.nest.flatten(element)
         examples += int(leaves[0].shape[0]) if leaves and leaves[0].shape.rank else 1
         seconds = time.monotonic() - start
