@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import keras
 from absl import flags
 from rich.console import Console
 
@@ -13,19 +14,17 @@ from tfmot_atmc import datasets
 from tfmot_atmc.attacks import Attack
 from tfmot_atmc.cli.demonstration import demonstration_file
 from tfmot_atmc.cli.numbers import NumberParser
-from tfmot_atmc.cli.printing import print_table
 from tfmot_atmc.evaluation import (
     AdversarialSet,
     evaluate_robustness,
     plot_examples,
     robustness_curve,
 )
+from tfmot_atmc.recipes.aims import loss_for
 from tfmot_atmc.recipes.defaults import OWN, defaults
-from tfmot_atmc.recipes.measures import MEASURES, is_share, measured
 from tfmot_atmc.recipes.pipeline import load_keras, make_attack, standard_attacks
 from tfmot_atmc.recipes.sources import check_units, default_epsilon, load_data, radius_of
 from tfmot_atmc.utils.figures import save_figure
-from tfmot_atmc.utils.files import write_json
 
 __all__ = ["run"]
 
@@ -59,14 +58,12 @@ def run(values: flags.FlagValues, operands: list[str], console: Console) -> None
         attack = found[0] if found else make_attack("pgd", epsilon, values.steps, **ends)
         _show_curve(values, target, source, data, attack, console)
         return
-    if data.task != "classes":
-        _show_losses(values, target, source, data, found, epsilon, console)
-        return
     report = evaluate_robustness(
         target,
         (data.x_test, data.y_test),
         attacks=found or standard_attacks(epsilon, data.bounds),
         source=source,
+        loss=_loss(values, target, source, data),
         batch_size=values.batch_size,
         seed=values.seed,
         checks=values.checks,
@@ -111,38 +108,20 @@ def _epsilon(values: flags.FlagValues, data: datasets.Dataset) -> Any:
     return epsilon
 
 
-def _show_losses(
-    values: flags.FlagValues,
-    target: Any,
-    source: Any,
-    data: datasets.Dataset,
-    attacks: list[Attack],
-    epsilon: Any,
-    console: Console,
-) -> None:
-    """Measures what has no classes: several answers an example, or numbers."""
+def _loss(
+    values: flags.FlagValues, target: Any, source: Any, data: datasets.Dataset
+) -> keras.losses.Loss | None:
+    """Returns the loss that decides where there are no classes: several answers, or numbers."""
+    if data.task == "classes":
+        return None
     if isinstance(target, str) and source is None:
         raise ValueError(
             f"{values.data or values.dataset} holds {data.task}, which only attacks by gradients "
             "raise the loss of: give the file's Keras twin by --source."
         )
-    for name, given in (("picture", values.picture), ("state", values.state)):
-        if given is not None:
-            raise ValueError(f"--{name} is for data with classes.")
-    chosen = {type(attack).__name__: attack for attack in attacks}
-    chosen = chosen or standard_attacks(epsilon, data.bounds)
-    found = measured(target, data, chosen, source=source, seed=values.seed)
-    measure, report = MEASURES[data.task], found["report"]
-    shown = ".2%" if is_share(measure) else ".4g"
-    rows = [
-        (name, format(found[name], shown), f"{report['loss'][name]:.4g}")
-        for name in ("clean", *chosen)
-    ]
-    print_table(console, f"{report['n']} test examples", ("", measure, "loss"), rows)
-    for warning in report["warnings"]:
-        console.print(f"Warning: {warning}", highlight=False, markup=False)
-    if values.out is not None:
-        write_json(values.out, found)
+    if values.picture is not None:
+        raise ValueError("--picture is for data with classes.")
+    return loss_for(target if source is None else source, data)
 
 
 def _check_curve(values: flags.FlagValues) -> None:
