@@ -49,7 +49,7 @@ def test_an_impossible_budget_says_what_is_possible():
         plan_budget(network(), "1KB")
     with pytest.raises(ValueError, match="smallest possible"):
         compress(network(), "atmc", max_bytes=500)
-    with pytest.raises(ValueError, match="no `ratio`"):
+    with pytest.raises(ValueError, match="give no .*`ratio`"):
         compress(network(), "atmc", max_bytes="8KB", ratio=0.1)
     with pytest.raises(ValueError, match="no kernel"):
         plan_budget(keras.Sequential([keras.Input((4,)), layers.BatchNormalization()]), "8KB")

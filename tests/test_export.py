@@ -120,7 +120,6 @@ def test_wide_dense_layers_become_convolutions_with_narrow_indices(
     assert [o for o in operators(path) if o not in ("DENSIFY", "DEQUANTIZE")] == [
         "RESHAPE",
         "CONV_2D",
-        "RESHAPE",
         "FULLY_CONNECTED",
     ]
     weight = restored_weights(path)[0]

@@ -101,7 +101,7 @@ def test_wrong_arguments_are_refused_before_any_work(tmp_path):
         quick_export(layers.Dense(3), path)
     for options in (
         {"min_sparsity": 1.5},
-        {"values": "int4"},
+        {"values": "int3"},
         {"batch_size": 0},
         {"tolerance": 0.0},
         {"inputs": np.zeros((3, 17, 2), np.float32)},

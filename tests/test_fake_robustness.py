@@ -166,7 +166,8 @@ def test_what_the_checks_look_at_comes_from_everywhere_and_is_the_same_again():
             reservoir.offer(index, index // 100, index % 2 > 0, index % 4 > 2)
         return reservoir.examples()
 
-    x, y, right, left = kept(0, 30)
+    x, y, right, left, losses = kept(0, 30)
+    assert losses is None
     assert len(x) == SIZE == len(set(x)) and set(y) == set(range(10))
     assert (right == (x % 2 > 0)).all() and (left == (x % 4 > 2)).all()
     assert 400 < x.mean() < 600 and not (np.diff(x) > 0).all()

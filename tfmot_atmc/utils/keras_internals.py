@@ -138,8 +138,8 @@ def build_state(model: keras.Model, inner: keras.Model, y: Any) -> None:
 
     Args:
         model: the compiled model.
-        inner: the model whose outputs it returns; where their shapes are not known, metrics and
-            losses are left to be built in the trace.
+        inner: the model whose outputs it returns; where their shapes are not known, or targets
+            are nested in another way, metrics and losses are left to be built in the trace.
         y: nest of targets, or of what has their shapes and dtypes.
     """
     if model.optimizer is not None and not model.optimizer.built:
@@ -147,7 +147,7 @@ def build_state(model: keras.Model, inner: keras.Model, y: Any) -> None:
     outputs = getattr(getattr(inner, "_functional", inner), "_outputs_struct", None)
     parts = [part for part in (model._compile_metrics, model._compile_loss) if part is not None]
     unbuilt = [part for part in parts if not part.built]
-    if outputs is None or y is None or not unbuilt:
+    if outputs is None or y is None or not unbuilt or not _nested_alike(y, outputs):
         return
 
     def described(leaf: Any) -> Any:
@@ -156,6 +156,14 @@ def build_state(model: keras.Model, inner: keras.Model, y: Any) -> None:
     y, outputs = keras.tree.map_structure(described, (y, outputs))
     for part in unbuilt:
         part.build(y, outputs)
+
+
+def _nested_alike(one: Any, other: Any) -> bool:
+    try:
+        keras.tree.assert_same_structure(one, other)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def loss_axis(loss: keras.losses.Loss) -> int:
