@@ -84,8 +84,8 @@ def test_entries_and_groups_are_kept_as_a_plain_loop_keeps_them(data):
 @given(st.lists(st.tuples(ENTRY, st.integers(1, 4)), min_size=1, max_size=9), st.integers(0, 12))
 def test_what_is_kept_is_worth_the_best_but_for_one_entry(entries, budget):
     values, costs = map(np.array, zip(*entries, strict=True))
-    mask = joined(l0_masks([tf.constant(np.float32(values))], budget, [costs]))
-    worth = np.float64(values) ** 2
+    mask = joined(l0_masks([tf.constant(values, tf.float32)], budget, [costs]))
+    worth = values.astype(np.float64) ** 2
     best = max(
         sum(worth[list(some)])
         for n in range(len(values) + 1)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from model_zoo import MODELS, Film, make, tensors
+from model_zoo import MODELS, WORDS, Film, make, tensors, weighed_words
 
 from tfmot_atmc import compress, deploy, export_tflite, plan_budget
 from tfmot_atmc.export import ExportError, TFLiteModel
@@ -79,8 +79,7 @@ def _random():
 
 
 def _words():
-    maker = named["weighed_words"]
-    return maker(), MODELS[maker]
+    return weighed_words(), WORDS
 
 
 def _scalar():

@@ -57,4 +57,5 @@ def add_last_batch_norm(model: keras.Model, name: str = "last_batch_norm") -> ke
     norm = keras.layers.BatchNormalization(
         momentum=0.9, epsilon=1e-5, center=False, scale=False, name=name
     )
-    return keras.Model(copy.inputs, norm(copy.outputs[0]), name=model.name)
+    inputs = copy.inputs[0] if len(copy.inputs) == 1 else copy.inputs
+    return keras.Model(inputs, norm(copy.outputs[0]), name=model.name)

@@ -272,7 +272,7 @@ def own_batch(strategy: Any, iterator: Any) -> Any:
         strategy: a `tf.distribute.Strategy`.
         iterator: Keras's iterator over the epochs' distributed batches.
     """
-    for _, _, batches in iterator:
+    for *_, batches in iterator:  # Keras gives one number or two beside them
         batch = next(batches)
         return tf.nest.map_structure(
             lambda value: strategy.experimental_local_results(value)[0], batch
