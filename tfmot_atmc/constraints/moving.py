@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_atmc.constraints.base import AddWeight, Factor, Moment, dense_cost
-from tfmot_atmc.constraints.sparsity import exact_budget
+from tfmot_atmc.constraints.sparsity import check_budget, exact_budget
 from tfmot_atmc.constraints.support import Support
 from tfmot_atmc.math import allocate_by_inverse, l0_masks
 
@@ -65,12 +65,7 @@ class MovingSupport(Support):
         adaptive: bool = False,
         seed: int = 0,
     ):
-        if (ratio is None) == (k is None):
-            raise ValueError(f"Give `ratio` or `k`, not both. Received {ratio!r} and {k!r}.")
-        if ratio is not None and not 0 < ratio <= 1:
-            raise ValueError(f"`ratio` must lie in (0, 1]. Received {ratio!r}.")
-        if k is not None and (isinstance(k, bool) or int(k) != k or k < 1):
-            raise ValueError(f"`k` must be a whole number, at least 1. Received {k!r}.")
+        check_budget(ratio, k)
         fraction = isinstance(interval, float)
         if interval is not None and (interval <= 0 or (fraction and interval > 1)):
             raise ValueError(

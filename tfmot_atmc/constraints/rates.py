@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmot_atmc.constraints.base import AddWeight, Constraint, Factor, Moment
-from tfmot_atmc.constraints.sparsity import exact_budget
+from tfmot_atmc.constraints.sparsity import check_budget, exact_budget
 from tfmot_atmc.kernels import kept_of, rate_of, raw_of
 
 __all__ = ["LARGEST", "RateTarget"]
@@ -51,8 +51,7 @@ class RateTarget(Constraint):
         least: float = 0.1,
         gamma: float = 0.01,
     ):
-        if (ratio is None) == (k is None):
-            raise ValueError(f"Give `ratio` or `k`, not both. Received {ratio!r} and {k!r}.")
+        check_budget(ratio, k)
         if not 0 < least < 1 or gamma < 0:
             raise ValueError(
                 "`least` must lie in (0, 1), and `gamma` must be at least 0. Received "

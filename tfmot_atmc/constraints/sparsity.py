@@ -31,6 +31,22 @@ def exact_budget(ratio: float, total: int) -> int:
     return int(Fraction(str(ratio)) * total)
 
 
+def check_budget(ratio: float | None, k: int | None, least: int = 1) -> None:
+    """Raises ValueError unless exactly one of a ratio and a number is given, and within range.
+
+    Args:
+        ratio: in (0, 1], or None.
+        k: a whole number, or None.
+        least: the smallest `k`.
+    """
+    if (ratio is None) == (k is None):
+        raise ValueError(f"Give `ratio` or `k`, not both. Received {ratio!r} and {k!r}.")
+    if ratio is not None and not 0 < ratio <= 1:
+        raise ValueError(f"`ratio` must lie in (0, 1]. Received {ratio!r}.")
+    if k is not None and (isinstance(k, bool) or int(k) != k or k < least):
+        raise ValueError(f"`k` must be a whole number, at least {least}. Received {k!r}.")
+
+
 class GradientGrowth(Configurable):
     """Moves the support: drops small entries and opens those with the largest gradient.
 

@@ -19,7 +19,7 @@ from tfmot_atmc.constraints.base import (
     trained,
 )
 from tfmot_atmc.constraints.floors import FLOORS, budgets_of_layers, check_floors, raised
-from tfmot_atmc.constraints.sparsity import exact_budget
+from tfmot_atmc.constraints.sparsity import check_budget, exact_budget
 from tfmot_atmc.math import allocate_budget, l0_masks
 
 
@@ -105,12 +105,7 @@ class FixedSupport(Support):
         layer_exponent: float | None = None,
         floors: float | None = None,
     ):
-        if (ratio is None) == (k is None):
-            raise ValueError(f"Give `ratio` or `k`, not both. Received {ratio!r} and {k!r}.")
-        if ratio is not None and not 0 < ratio <= 1:
-            raise ValueError(f"`ratio` must lie in (0, 1]. Received {ratio!r}.")
-        if k is not None and (isinstance(k, bool) or int(k) != k or k < 0):
-            raise ValueError(f"`k` must be a whole number, at least 0. Received {k!r}.")
+        check_budget(ratio, k, least=0)
         if layer_exponent is not None:
             allocate_budget([1], 1, layer_exponent)  # refuses an exponent out of range now
         check_floors(FLOORS if floors is None else floors)

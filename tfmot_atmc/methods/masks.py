@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tfmot_atmc.constraints.sparsity import exact_budget
+from tfmot_atmc.constraints.sparsity import check_budget, exact_budget
 from tfmot_atmc.kernels import Site
 from tfmot_atmc.math import allocate_budget
 from tfmot_atmc.methods.base import Method
@@ -34,12 +34,7 @@ class MaskMethod(Method, abstract=True):
     def __init__(
         self, ratio: float | None = None, k: int | None = None, layer_exponent: float | None = None
     ):
-        if (ratio is None) == (k is None):
-            raise ValueError(f"Give `ratio` or `k`, not both. Received {ratio!r} and {k!r}.")
-        if ratio is not None and not 0 < ratio <= 1:
-            raise ValueError(f"`ratio` must lie in (0, 1]. Received {ratio!r}.")
-        if k is not None and (isinstance(k, bool) or int(k) != k or k < 1):
-            raise ValueError(f"`k` must be a whole number, at least 1. Received {k!r}.")
+        check_budget(ratio, k)
         self.ratio, self.k, self.layer_exponent = ratio, k, layer_exponent
         self._budgets([1], 1)  # refuses an exponent out of range now
 
